@@ -1,0 +1,50 @@
+"""epilogue: linear layers with the activation fused into the matrix product's epilogue, forward and backward.
+
+`linear`, `glu`, `mlp` and `gated_mlp` take torch tensors or NumPy arrays; `epilogue.nn` has them as modules.
+Importing this package imports NumPy and nothing heavier.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from . import activations as activations  # fills the catalogue
+from .catalogue import ACTIVATIONS, Activation, activation, derivative_of, pair, resolve
+from .functional import (
+    gated_mlp,
+    gated_mlp_backward,
+    glu,
+    glu_backward,
+    linear,
+    linear_backward,
+    mlp,
+    mlp_backward,
+)
+
+if TYPE_CHECKING:
+    from . import nn as nn
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "activation",
+    "derivative_of",
+    "gated_mlp",
+    "gated_mlp_backward",
+    "glu",
+    "glu_backward",
+    "linear",
+    "linear_backward",
+    "mlp",
+    "mlp_backward",
+    "pair",
+    "resolve",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "nn":  # on first use, since it imports torch
+        import importlib
+
+        return importlib.import_module("epilogue.nn")
+    raise AttributeError(f"module 'epilogue' has no attribute {name!r}")

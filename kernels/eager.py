@@ -1,0 +1,52 @@
+"""Every operation in plain differentiable torch operations: what CPU tensors, float64 and all that a kernel refuses run on.
+
+The activation is torch's own function, so gradients of every order, functorch, tensor subclasses and compilers see ordinary torch code.
+Results have the dtype of the product: under autocast that is autocast's, as for nn.Linear.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .catalogue import Activation
+
+
+def apply(act: Activation, values: tuple, *operands: Tensor) -> Tensor:
+    """act(*operands), torch's own; learnable tensors broadcast along the last axis."""
+    z = operands[0]
+    if values:
+        values = tuple(value.to(z.dtype) if isinstance(value, Tensor) else value for value in values)
+    y = act.oracle(F, *operands, *values)
+    return y if y.dtype == z.dtype else y.to(z.dtype)  # autocast runs some activations in float32
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, act: Activation, values: tuple) -> Tensor:
+    """act(x Wᵀ + b): x [..., K], weight [N, K], bias [N] -> [..., N]."""
+    return apply(act, values, F.linear(x, weight, bias))
+
+
+def glu(x: Tensor, weight, bias, act: Activation, values: tuple) -> Tensor:
+    """act(x Gᵀ + bg) ⊙ (x Uᵀ + bu): weight packed [2F, K] or a pair of [F, K], bias the same way -> [..., F]."""
+    if isinstance(weight, Tensor):
+        gate, up = F.linear(x, weight, bias).chunk(2, -1)
+    else:
+        gate_bias, up_bias = bias or (None, None)
+        gate, up = F.linear(x, weight[0], gate_bias), F.linear(x, weight[1], up_bias)
+    return apply(act.gated, values, gate, up)
+
+
+def mlp(x, up_weight, down_weight, up_bias, down_bias, act: Activation, values: tuple, dropout_p=0.0) -> Tensor:
+    """dropout(act(x W₁ᵀ + b₁)) W₂ᵀ + b₂: up_weight [H, K], down_weight [N, H] -> [..., N]."""
+    return down(linear(x, up_weight, up_bias, act, values), down_weight, down_bias, dropout_p)
+
+
+def gated_mlp(
+    x, gate_weight, up_weight, down_weight, gate_bias, up_bias, down_bias, act: Activation, values: tuple, dropout_p=0.0
+) -> Tensor:
+    """dropout(act(x Gᵀ + bg) ⊙ (x Uᵀ + bu)) Dᵀ + bd: gate and up [H, K], down [N, H] -> [..., N]."""
+    h = glu(x, (gate_weight, up_weight), (gate_bias, up_bias), act, values)
+    return down(h, down_weight, down_bias, dropout_p)
+
+
+def down(h: Tensor, weight: Tensor, bias: Tensor | None, dropout_p: float) -> Tensor:
+    """dropout(h) Wᵀ + b: the second half of an MLP."""
+    return F.linear(F.dropout(h, dropout_p) if dropout_p else h, weight, bias)

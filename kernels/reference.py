@@ -1,0 +1,202 @@
+"""Every operation, forward and backward, in NumPy: the oracle that the other backends are held against.
+
+Arrays are float16, bfloat16 (ml_dtypes), float32 or float64; the arithmetic is float64 unless `compute_dtype` says otherwise (None: the
+input's own), and results come back in the dtype of x. `weight` is `[out, in]`; a gated `weight` is `(gate, up)` or packed `[2F, K]`,
+gate half first, and its bias goes the same way. Gradients are recomputed from the inputs: nothing is kept between the calls.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .catalogue import Activation
+
+Pair = tuple[Any, Any]
+
+
+class LinearGrads(NamedTuple):
+    """Gradients of `linear` and `glu`, in the order and layout of their arguments; `params` has the learnable tensors' alone."""
+
+    x: np.ndarray
+    weight: np.ndarray | Pair
+    bias: np.ndarray | Pair | None
+    params: dict[str, np.ndarray]
+
+
+class MLPGrads(NamedTuple):
+    """Gradients of `mlp`, in the order of its arguments."""
+
+    x: np.ndarray
+    up_weight: np.ndarray
+    down_weight: np.ndarray
+    up_bias: np.ndarray | None
+    down_bias: np.ndarray | None
+    params: dict[str, np.ndarray]
+
+
+class GatedMLPGrads(NamedTuple):
+    """Gradients of `gated_mlp`, in the order of its arguments."""
+
+    x: np.ndarray
+    gate_weight: np.ndarray
+    up_weight: np.ndarray
+    down_weight: np.ndarray
+    gate_bias: np.ndarray | None
+    up_bias: np.ndarray | None
+    down_bias: np.ndarray | None
+    params: dict[str, np.ndarray]
+
+
+def _quiet(operation: Callable) -> Callable:
+    """IEEE results without NumPy's warnings: inf and NaN are values here."""
+
+    @functools.wraps(operation)
+    def wrapped(*args, **kwargs):
+        with np.errstate(all="ignore"):
+            return operation(*args, **kwargs)
+
+    return wrapped
+
+
+def _cast(value: Any, dtype) -> Any:
+    """Arrays (and pairs and tuples of them) to `dtype`; None and plain numbers as they are."""
+    if isinstance(value, (tuple, list)):
+        return tuple(_cast(item, dtype) for item in value)
+    return value.astype(dtype) if isinstance(value, np.ndarray) else value
+
+
+def _cast_params(grads: dict[str, np.ndarray], act: Activation, values: tuple) -> dict[str, np.ndarray]:
+    """Each learnable array's gradient in that array's own dtype."""
+    given = dict(zip(act.params, values, strict=True))
+    return {name: grad.astype(given[name].dtype) for name, grad in grads.items()}
+
+
+def _halves(value: Any) -> Pair:
+    """(gate, up) of a pair, of a packed array, or of None."""
+    if value is None or isinstance(value, (tuple, list)):
+        return (None, None) if value is None else (value[0], value[1])
+    half = value.shape[0] // 2
+    return value[:half], value[half:]
+
+
+def _affine(x, weight, bias):
+    z = x @ weight.T
+    return z if bias is None else z + bias
+
+
+def _affine_grads(dz, x, weight, bias):
+    """(dx, dw, db) of x Wᵀ + b: Wᵀδ, δ xᵀ and the sum of δ over the rows."""
+    rows = dz.reshape(-1, weight.shape[0])
+    dw = rows.T @ x.reshape(-1, weight.shape[1])
+    return dz @ weight, dw, None if bias is None else rows.sum(0)
+
+
+def _activation_grads(dy, operands, act: Activation, values):
+    """(gradients of the operands, gradients of the learnable arrays) of y = act(*operands)."""
+    grads = [dy * act.derivatives[name](*operands, *values) for name in act.operands]
+    params = {}
+    for name, value in zip(act.params, values, strict=True):
+        if isinstance(value, np.ndarray):
+            full = np.broadcast_to(dy * act.derivatives[name](*operands, *values), dy.shape).reshape(-1, dy.shape[-1])
+            params[name] = (full.sum() if value.size == 1 else full.sum(0)).reshape(value.shape)
+    return grads, params
+
+
+@_quiet
+def linear(x, weight, bias, act: Activation, values=(), *, compute_dtype: Any = np.float64):
+    """act(x Wᵀ + b): x [..., K], weight [N, K], bias [N] or None -> [..., N]."""
+    dtype = compute_dtype or x.dtype
+    x_, w, b, values = _cast((x, weight, bias, values), dtype)
+    return np.asarray(act.value(_affine(x_, w, b), *values)).astype(x.dtype)
+
+
+@_quiet
+def linear_backward(dy, x, weight, bias, act: Activation, values=(), *, compute_dtype: Any = np.float64) -> LinearGrads:
+    """Gradients of `linear` for dy [..., N]."""
+    dtype, given = compute_dtype or x.dtype, values
+    dy, x_, w, b, values = _cast((dy, x, weight, bias, values), dtype)
+    (dz,), dparams = _activation_grads(dy, (_affine(x_, w, b),), act, values)
+    dx, dw, db = _affine_grads(dz, x_, w, b)
+    return LinearGrads(*_cast((dx, dw, db), x.dtype), _cast_params(dparams, act, given))
+
+
+@_quiet
+def glu(x, weight, bias, act: Activation, values=(), *, compute_dtype: Any = np.float64):
+    """act(x Gᵀ + bg) ⊙ (x Uᵀ + bu), or act(·, ·) of a pair: weight (gate, up) each [F, K], or packed [2F, K] -> [..., F]."""
+    dtype = compute_dtype or x.dtype
+    x_, w, b, values = _cast((x, weight, bias, values), dtype)
+    operands = [_affine(x_, w, b) for w, b in zip(_halves(w), _halves(b), strict=True)]
+    return np.asarray(act.gated.value(*operands, *values)).astype(x.dtype)
+
+
+@_quiet
+def glu_backward(dy, x, weight, bias, act: Activation, values=(), *, compute_dtype: Any = np.float64) -> LinearGrads:
+    """Gradients of `glu` for dy [..., F]; weight's and bias's in the layout in which they came."""
+    dtype, given = compute_dtype or x.dtype, values
+    dy, x_, w, b, values = _cast((dy, x, weight, bias, values), dtype)
+    weights, biases = _halves(w), _halves(b)
+    operands = [_affine(x_, w, b) for w, b in zip(weights, biases, strict=True)]
+    dz, dparams = _activation_grads(dy, operands, act.gated, values)
+    parts = [_affine_grads(d, x_, w, b) for d, w, b in zip(dz, weights, biases, strict=True)]
+    dx, dw, db = parts[0][0] + parts[1][0], (parts[0][1], parts[1][1]), (parts[0][2], parts[1][2])
+    if not isinstance(w, tuple):
+        dw, db = np.concatenate(dw), None if b is None else np.concatenate(db)
+    elif b is None:
+        db = None
+    return LinearGrads(*_cast((dx, dw, db), x.dtype), _cast_params(dparams, act, given))
+
+
+@_quiet
+def mlp(x, up_weight, down_weight, up_bias, down_bias, act: Activation, values=(), *, compute_dtype: Any = np.float64):
+    """act(x W₁ᵀ + b₁) W₂ᵀ + b₂: up_weight [H, K], down_weight [N, H] -> [..., N]. The hidden layer is not rounded."""
+    dtype = compute_dtype or x.dtype
+    x_, w1, w2, b1, b2, values = _cast((x, up_weight, down_weight, up_bias, down_bias, values), dtype)
+    h = np.asarray(act.value(_affine(x_, w1, b1), *values))
+    return _affine(h, w2, b2).astype(x.dtype)
+
+
+@_quiet
+def mlp_backward(
+    dy, x, up_weight, down_weight, up_bias, down_bias, act: Activation, values=(), *, compute_dtype: Any = np.float64
+) -> MLPGrads:
+    """Gradients of `mlp` for dy [..., N]."""
+    dtype, given = compute_dtype or x.dtype, values
+    dy, x_, w1, w2, b1, b2, values = _cast((dy, x, up_weight, down_weight, up_bias, down_bias, values), dtype)
+    h = linear(x_, w1, b1, act, values, compute_dtype=dtype)
+    dh, dw2, db2 = _affine_grads(dy, h, w2, b2)
+    up = linear_backward(dh, x_, w1, b1, act, values, compute_dtype=dtype)
+    return MLPGrads(*_cast((up.x, up.weight, dw2, up.bias, db2), x.dtype), _cast_params(up.params, act, given))
+
+
+@_quiet
+def gated_mlp(
+    x, gate_weight, up_weight, down_weight, gate_bias, up_bias, down_bias, act: Activation, values=(),
+    *, compute_dtype: Any = np.float64,
+):  # fmt: skip
+    """(act(x Gᵀ + bg) ⊙ (x Uᵀ + bu)) Dᵀ + bd: gate and up [F, K], down [N, F] -> [..., N]. The hidden layer is not rounded."""
+    dtype = compute_dtype or x.dtype
+    x_, w, w2, b, b2, values = _cast(
+        (x, (gate_weight, up_weight), down_weight, (gate_bias, up_bias), down_bias, values), dtype
+    )
+    return _affine(glu(x_, w, b, act, values, compute_dtype=dtype), w2, b2).astype(x.dtype)
+
+
+@_quiet
+def gated_mlp_backward(
+    dy, x, gate_weight, up_weight, down_weight, gate_bias, up_bias, down_bias, act: Activation, values=(),
+    *, compute_dtype: Any = np.float64,
+) -> GatedMLPGrads:  # fmt: skip
+    """Gradients of `gated_mlp` for dy [..., N]."""
+    dtype, given = compute_dtype or x.dtype, values
+    dy, x_, w, w2, b, b2, values = _cast(
+        (dy, x, (gate_weight, up_weight), down_weight, (gate_bias, up_bias), down_bias, values), dtype
+    )
+    h = glu(x_, w, b, act, values, compute_dtype=dtype)
+    dh, dw2, db2 = _affine_grads(dy, h, w2, b2)
+    hidden = glu_backward(dh, x_, w, b, act, values, compute_dtype=dtype)
+    weights, biases = hidden.weight, hidden.bias
+    return GatedMLPGrads(
+        *_cast((hidden.x, *weights, dw2, *biases, db2), x.dtype), _cast_params(hidden.params, act, given)
+    )

@@ -1,0 +1,90 @@
+"""FusedLinear and FusedGLU: one product with its activation."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from epilogue.functional import glu, linear
+
+from .activated import Activated
+
+
+class FusedLinear(Activated):
+    """act(x Wᵀ + b): nn.Linear followed by an activation, as one operation (`epilogue.linear`).
+
+    weight [out_features, in_features], bias [out_features]: named, shaped and, with the same seed, initialised as nn.Linear's, so that
+    state_dicts interchange. x [..., in_features] -> [..., out_features].
+
+    activation: whatever `epilogue.resolve` takes, its parameters as keywords. A number stays fixed; an nn.Parameter
+    (`activation="prelu", slope=nn.Parameter(torch.full((out_features,), 0.25))`, or `activation=nn.PReLU(out_features)`) is learned.
+
+    Not a subclass of nn.Linear: LoRA and row-wise tensor parallelism would take it for a plain one and drop the activation.
+    ValueError and TypeError as `epilogue.linear`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        activation: Any = "gelu",
+        device: Any = None,
+        dtype: Any = None,
+        **params: Any,
+    ) -> None:
+        super().__init__(activation, params)
+        self.in_features, self.out_features = in_features, out_features
+        _add_linear(self, in_features, out_features, bias, device, dtype)
+
+    def reset_parameters(self) -> None:
+        """nn.Linear's own initialisation."""
+        nn.Linear.reset_parameters(self)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias, self.activation, **self.activation_params())
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"{self.activation_repr()}"
+        )
+
+
+class FusedGLU(Activated):
+    """act(x Gᵀ + bg) ⊙ (x Uᵀ + bu): a gated linear unit, as one operation (`epilogue.glu`).
+
+    weight [2·out_features, in_features], gate half first, bias [2·out_features]: those of nn.Linear(in_features, 2·out_features), with
+    the same seed to the bit. x [..., in_features] -> [..., out_features]. activation: elementwise (the gate's), a pair, or a gated
+    variant's name such as "swiglu"; parameters as in `FusedLinear`.
+    """
+
+    Gated = True
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        activation: Any = "silu",
+        device: Any = None,
+        dtype: Any = None,
+        **params: Any,
+    ) -> None:
+        super().__init__(activation, params)
+        self.in_features, self.out_features = in_features, out_features
+        _add_linear(self, in_features, 2 * out_features, bias, device, dtype)
+
+    reset_parameters = FusedLinear.reset_parameters
+    extra_repr = FusedLinear.extra_repr
+
+    def forward(self, x: Tensor) -> Tensor:
+        return glu(x, self.weight, self.bias, self.activation, **self.activation_params())
+
+
+def _add_linear(module: Any, in_features: int, out_features: int, bias: bool, device: Any, dtype: Any) -> None:
+    module.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+    module.register_parameter(
+        "bias", nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+    )
+    module.reset_parameters()

@@ -1,0 +1,110 @@
+"""FusedMLP and FusedGatedMLP: the transformer's feed-forward blocks."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from epilogue.eager import apply
+from epilogue.functional import gated_mlp, mlp
+
+from .activated import Activated
+
+
+class FusedMLP(Activated):
+    """dropout(act(x W₁ᵀ + b₁)) W₂ᵀ + b₂, as one operation (`epilogue.mlp`).
+
+    Children `up` and `down` are plain nn.Linear, made in this order, so seeds and state_dicts are those of the unfused block.
+    x [..., in_features] -> [..., out_features] (default: in_features). dropout: the share of hidden units dropped in training.
+    activation and its parameters as in `FusedLinear`.
+
+    A child that is more than a plain nn.Linear at the moment of the call (LoRA, quantised, hooked, parametrized, sharded) is called as a
+    module, and only the activation runs between the two.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        out_features: int | None = None,
+        bias: bool = True,
+        activation: Any = "gelu",
+        dropout: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+        **params: Any,
+    ) -> None:
+        super().__init__(activation, params)
+        out_features = in_features if out_features is None else out_features
+        self.dropout = _probability(dropout)
+        self.up = nn.Linear(in_features, hidden_features, bias, device, dtype)
+        self.down = nn.Linear(hidden_features, out_features, bias, device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        up, down, params = self.up, self.down, self.activation_params()
+        if _plain(up) and _plain(down):
+            return mlp(
+                x, up.weight, down.weight, up.bias, down.bias, self.activation, self.dropout, self.training, **params
+            )
+        h = apply(self.activation, tuple(params.values()), up(x))
+        return down(F.dropout(h, self.dropout, self.training))
+
+    def extra_repr(self) -> str:
+        return f"{self.activation_repr()}, dropout={self.dropout:g}"
+
+
+class FusedGatedMLP(Activated):
+    """dropout(act(x Gᵀ) ⊙ (x Uᵀ)) Dᵀ, as one operation (`epilogue.gated_mlp`): the block of Llama and its kin.
+
+    Children `gate`, `up`, `down` are plain nn.Linear, made in this order. Shapes, dropout and what happens to children that are more than
+    plain as in `FusedMLP`; activation as in `FusedGLU`.
+    """
+
+    Gated = True
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        out_features: int | None = None,
+        bias: bool = False,
+        activation: Any = "silu",
+        dropout: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+        **params: Any,
+    ) -> None:
+        super().__init__(activation, params)
+        out_features = in_features if out_features is None else out_features
+        self.dropout = _probability(dropout)
+        self.gate = nn.Linear(in_features, hidden_features, bias, device, dtype)
+        self.up = nn.Linear(in_features, hidden_features, bias, device, dtype)
+        self.down = nn.Linear(hidden_features, out_features, bias, device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up, down, params = self.gate, self.up, self.down, self.activation_params()
+        if _plain(gate) and _plain(up) and _plain(down):
+            return gated_mlp(
+                x, gate.weight, up.weight, down.weight, gate.bias, up.bias, down.bias,
+                self.activation, self.dropout, self.training, **params,
+            )  # fmt: skip
+        h = apply(self.activation.gated, tuple(params.values()), gate(x), up(x))
+        return down(F.dropout(h, self.dropout, self.training))
+
+    extra_repr = FusedMLP.extra_repr
+
+
+def _plain(child: nn.Module) -> bool:
+    """Whether the child does nothing that reading its weight would skip."""
+    return (
+        type(child) is nn.Linear
+        and type(child.weight) in (torch.Tensor, nn.Parameter)
+        and not (child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks)
+    )
+
+
+def _probability(dropout: float) -> float:
+    if not 0.0 <= dropout <= 1.0:
+        raise ValueError(f"dropout must be a probability between 0 and 1, got {dropout}")
+    return float(dropout)
