@@ -174,6 +174,8 @@ def resolve_name(name: str) -> Activation:
 
     ValueError lists the known ones.
     """
+    if name in ACTIVATIONS:
+        return ACTIVATIONS[name]
     key = _key(name)
     if key in _BY_KEY:
         return _BY_KEY[key]

@@ -4,19 +4,19 @@ The activation is torch's own function, so gradients of every order, functorch, 
 Results have the dtype of the product: under autocast that is autocast's, as for nn.Linear.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .catalogue import Activation
 
 
-def apply(act: Activation, values: tuple, *operands: Tensor) -> Tensor:
-    """act(*operands), torch's own; learnable tensors broadcast along the last axis."""
-    z = operands[0]
+def apply(act: Activation, values: tuple, z: Tensor, *rest: Tensor) -> Tensor:
+    """act(z) or act(gate, up), torch's own; learnable tensors broadcast along the last axis."""
     if values:
         values = tuple(value.to(z.dtype) if isinstance(value, Tensor) else value for value in values)
-    y = act.oracle(F, *operands, *values)
-    return y if y.dtype == z.dtype else y.to(z.dtype)  # autocast runs some activations in float32
+    y = act.oracle(F, z, *rest, *values)
+    return y if y.dtype is z.dtype else y.to(z.dtype)  # autocast runs some activations in float32
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, act: Activation, values: tuple) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import reference
-from .catalogue import Activation, bind_params, resolve
+from .catalogue import ACTIVATIONS, Activation, bind_params, resolve
 from .reference import GatedMLPGrads, LinearGrads, MLPGrads
 
 # Triton reads the same switch when it decorates a kernel, so it is read once here too.
@@ -36,7 +36,8 @@ def linear(x, weight, bias=None, activation: Any = "gelu", **params):
     """
     act, values = _resolve("linear", activation, params)
     _check_layer("linear", x, "weight", weight, "bias", bias)
-    _check_values("linear", x, act, values, weight.shape[0])
+    if values:
+        _check_values("linear", x, act, values, weight.shape[0])
     return _backend(x, weight).linear(x, weight, bias, act, values)
 
 
@@ -52,7 +53,7 @@ def glu(x, weight, bias=None, activation: Any = "silu", **params):
     act, values = _resolve("glu", activation, params)
     features = _check_glu("glu", x, weight, bias)
     _check_values("glu", x, act, values, features)
-    return _backend(x, weight if hasattr(weight, "shape") else weight[0]).glu(x, weight, bias, act, values)
+    return _backend(x, weight).glu(x, weight, bias, act, values)
 
 
 def mlp(
@@ -162,21 +163,24 @@ _GATED_OPS = ("glu", "gated_mlp")
 
 def _resolve(op: str, spec: Any, params: dict) -> tuple[Activation, tuple]:
     """The activation that `op` means by `spec`, and its parameters' values in order."""
+    if not params:  # the short way for a plain name, or a module's Activation
+        act = ACTIVATIONS.get(spec) if type(spec) is str else spec
+        if type(act) is Activation and act.arity == 1 and not act.params:
+            return act, ()
     act, fixed = resolve(spec)
-    if fixed:
-        twice = [name for name in params if name in fixed]
-        if twice:
-            raise TypeError(f"{op}: {twice[0]!r} is given twice, by activation={spec!r} and as a keyword; give it once")
-        params = {**fixed, **params}
     if act.arity == 2 and op not in _GATED_OPS:
         raise ValueError(
             f"{op}: {act.name!r} takes two operands; use epilogue.{'gated_mlp' if op == 'mlp' else 'glu'}, "
             f"or one of the elementwise activations here"
         )
-    if not act.params and not params:
-        return act, ()
-    act, values = bind_params(act.gate or act, params)
-    return act, values
+    if fixed:
+        twice = [name for name in params if name in fixed]
+        if twice:
+            raise TypeError(f"{op}: {twice[0]!r} is given twice, by activation={spec!r} and as a keyword; give it once")
+        params = {**fixed, **params}
+    if params or act.params:
+        return bind_params(act.gate or act, params)
+    return act, ()
 
 
 def _is_torch(x: Any) -> bool:
@@ -184,18 +188,28 @@ def _is_torch(x: Any) -> bool:
     return torch is not None and isinstance(x, torch.Tensor)
 
 
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+# Filled with the first tensor, since importing this file must not import torch.
+_eager: Any = None
+_TORCH_FLOATS: set = set()
+
+
 def _backend(x, weight):
     """The module whose operations serve these arrays."""
+    global _eager
     if isinstance(x, np.ndarray):
         return reference
-    from . import eager
+    if _eager is None:
+        from . import eager as _eager
 
+        _TORCH_FLOATS.update(getattr(_eager.torch, name) for name in _FLOATS)
     if x.is_cpu and not _INTERPRET:
-        return eager
+        return _eager
     from . import triton
 
     if triton.refusal(x, weight):
-        return eager
+        return _eager
     from .triton import autograd
 
     return autograd
@@ -207,6 +221,8 @@ def _shape(array) -> list[int]:
 
 def _check_layer(op: str, x, weight_name: str, weight, bias_name: str, bias) -> None:
     """x [..., K], weight [N, K], bias [N] or None: one kind of array, one dtype, one device."""
+    if _fit(x, weight, bias):
+        return
     _check_arrays(op, x, weight_name, weight, bias_name, bias)
     if weight.ndim != 2:
         raise ValueError(f"{op}: {weight_name} must be [out, in], two axes as nn.Linear's; got shape {_shape(weight)}")
@@ -222,6 +238,21 @@ def _check_layer(op: str, x, weight_name: str, weight, bias_name: str, bias) -> 
         raise ValueError(
             f"{op}: {bias_name} must have shape [{weight.shape[0]}], one per row of {weight_name}; got {_shape(bias)}"
         )
+
+
+def _fit(x, weight, bias) -> bool:
+    """Whether these are tensors without a fault: the cheap test in front of the checks, whose cost a 4x8 call would feel."""
+    try:
+        dtype, device, (features, k) = x.dtype, x.device, weight.shape
+        return (
+            dtype is weight.dtype
+            and dtype in _TORCH_FLOATS
+            and device == weight.device
+            and x.shape[-1] == k
+            and (bias is None or (bias.dtype is dtype and bias.device == device and bias.shape == (features,)))
+        )
+    except (AttributeError, IndexError, ValueError):
+        return False  # not tensors, or not of these axes: the checks say what they should be
 
 
 def _check_arrays(op: str, x, weight_name: str, weight, bias_name: str, bias) -> None:
@@ -253,9 +284,7 @@ def _kind(x) -> str:
 
 
 def _is_float(x) -> bool:
-    if isinstance(x, np.ndarray):
-        return x.dtype.name in ("float16", "bfloat16", "float32", "float64")
-    return x.dtype.is_floating_point and x.dtype.itemsize > 1
+    return str(x.dtype).removeprefix("torch.") in _FLOATS
 
 
 def _autocast(x) -> bool:
@@ -301,8 +330,6 @@ def _check_down(op: str, x, features: int, weight, bias) -> None:
 
 def _check_values(op: str, x, act: Activation, values: tuple, features: int) -> None:
     """Learnable arrays: of x's kind, floating, on its device, one element or one per output channel."""
-    if not values:
-        return
     for name, value in zip(act.params, values, strict=True):
         if isinstance(value, float):
             continue
