@@ -3,6 +3,8 @@
 A formula is straight-line arithmetic over the vocabulary: float literals, `+ - * /`, comparisons inside `where`, calls of primitives.
 The same code runs in NumPy, Triton and CUDA C. Derivatives have names of their own (`silu_grad`), and at a kink they take torch's side.
 Where torch gives NaN for an infinite input (`silu(-inf)` is `-inf · 0`), so do these, unless the docstring says otherwise.
+At NaN the gradients of hardtanh, relu6, elu, selu, celu, hardswish and the shrinks differ between torch's own vector
+code and its scalar code; these are one of the two.
 """
 
 from .catalogue import activation, derivative_of, pair
@@ -276,12 +278,12 @@ def selu_grad_output(y):
 @activation(oracle=lambda F, x, alpha: F.celu(x, alpha))
 def celu(x, alpha=1.0):
     """max(x, 0) + min(0, alpha · (e^(x/alpha) - 1)).  Barron 2017, arXiv:1704.07483; torch.nn.CELU."""
-    return where(x > 0.0, x, alpha * expm1(minimum(x / alpha, 0.0)))
+    return where(x > 0.0, x, alpha * expm1(minimum(x, 0.0) / alpha))
 
 
 @derivative_of(celu)
 def celu_grad(x, alpha):
-    return where(x > 0.0, 1.0, exp(minimum(x / alpha, 0.0)))
+    return where(x > 0.0, 1.0, exp(minimum(x, 0.0) / alpha))
 
 
 @derivative_of(celu, output=lambda alpha: alpha > 0.0)
@@ -320,7 +322,7 @@ def gelu_tanh_grad(x):
     v = 1.5957691216057308 * x * (1.0 + 0.044715 * x * x)
     s = sigmoid(v)
     q = minimum(x * x, 1e4)
-    return s + x * (s * sigmoid(-v) * (1.5957691216057308 + 0.2140644488 * q))
+    return s + x * (s * sigmoid(-v) * (1.5957691216057308 + 0.21406444881780073 * q))
 
 
 @activation(oracle=lambda F, x: x * F.sigmoid(1.702 * x))
@@ -481,9 +483,9 @@ def maxout(a, b):
 
 @derivative_of(maxout, "a")
 def maxout_grad_a(a, b):
-    return where(a > b, 1.0, where(a < b, 0.0, 0.5))
+    return where(a < b, 0.0, where(a == b, 0.5, 1.0))
 
 
 @derivative_of(maxout, "b")
 def maxout_grad_b(a, b):
-    return where(b > a, 1.0, where(b < a, 0.0, 0.5))
+    return where(b < a, 0.0, where(a == b, 0.5, 1.0))

@@ -217,7 +217,8 @@ def resolve(spec: Any) -> tuple[Activation, dict[str, Any]]:
     if torch is not None and callable(spec):
         name = getattr(spec, "__name__", "").lstrip("_")
         entry = _BY_KEY.get(_key(name))
-        if entry is not None:
+        # By its own name only: F.linear is not our alias of identity, nor F.bilinear the pair.
+        if entry is not None and entry.arity == 1 and _key(entry.name) == _key(name):
             homes, spellings = (torch.nn.functional, torch, torch.special), (name, f"_{name}", entry.name)
             if any(spec is getattr(home, spelling, None) for home in homes for spelling in spellings):
                 return entry, {}
@@ -232,7 +233,7 @@ def _resolve_module(torch, module) -> tuple[Activation, dict[str, Any]]:
     cls = type(module)
     if cls is torch.nn.PReLU:
         return resolve_name("prelu"), {"slope": module.weight}
-    if cls.__module__.startswith("torch.nn.modules.") and _key(cls.__name__) in _BY_KEY:
+    if cls is torch.nn.Identity or (cls.__module__ == "torch.nn.modules.activation" and _key(cls.__name__) in _BY_KEY):
         entry = resolve_name(cls.__name__)
         known = (*entry.params, *(keyword for name, keyword, _ in _VARIANTS if name == entry.name))
         return _with_keywords(entry, {name: getattr(module, name) for name in known if hasattr(module, name)})

@@ -99,6 +99,7 @@ def _plain(child: nn.Module) -> bool:
     """Whether the child does nothing that reading its weight would skip."""
     return (
         type(child) is nn.Linear
+        and "forward" not in child.__dict__  # accelerate's hooks replace it on the instance
         and type(child.weight) in (torch.Tensor, nn.Parameter)
         and not (child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks)
     )

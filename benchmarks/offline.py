@@ -1,0 +1,154 @@
+"""Compile the shipped kernels for any NVIDIA architecture, on a machine without a GPU, and read what the compiler made of them.
+
+Needs a Triton that was imported without TRITON_INTERPRET.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from epilogue.catalogue import ACTIVATIONS, Activation
+from epilogue.triton.configs import BWD_BLOCK, TABLE, Config
+from epilogue.triton.linear import gradients, linear_bwd_kernel, linear_fwd_kernel, linear_fwd_tma_kernel
+from epilogue.triton.vocabulary import device_function
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+POINTER = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
+"""Shared memory that one block may have, by architecture."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel with one config, activation and dtype."""
+
+    kernel: str  # "linear_fwd", "linear_fwd_tma" or "linear_bwd"
+    config: Config | None
+    dtype: torch.dtype
+    activation: str = "gelu"
+    gated: bool = False
+    precision: str = "tf32"
+
+    def __str__(self) -> str:
+        tile = "" if self.config is None else f"-{self.config.BLOCK_M}x{self.config.BLOCK_N}x{self.config.BLOCK_K}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.kernel}-{self.activation}{'-gated' * self.gated}-{dtype}-{self.precision}{tile}"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the compiler reports of one kernel; sass is its disassembly."""
+
+    registers: int
+    stack: int
+    spills: int
+    shared: int
+    sass: str
+
+
+def shipped(arch: str) -> Iterator[Case]:
+    """Every kernel x config that a GPU of this architecture may launch, in each dtype and precision."""
+    for (tma, gated, itemsize), configs in TABLE.items():
+        if tma and arch == "sm_80":
+            continue
+        dtypes = (torch.bfloat16, torch.float16) if itemsize == 2 else (torch.float32,)
+        for config in configs:
+            if config.shared_bytes(itemsize, gated) > SHARED_BYTES[arch]:
+                continue
+            for dtype in dtypes:
+                for precision in ("tf32", "ieee") if itemsize == 4 and not tma else ("tf32",):
+                    kernel = "linear_fwd_tma" if tma else "linear_fwd"
+                    yield Case(kernel, config, dtype, "silu" if gated else "gelu", gated, precision)
+    for dtype in POINTER:
+        for gated in (False, True):
+            yield Case("linear_bwd", None, dtype, "silu" if gated else "gelu", gated)
+
+
+def compile_case(case: Case, arch: str) -> Resources:
+    """Compile one case, z saved and biases given, as for aligned operands."""
+    kernel, arguments, options = _arguments(case)
+    signature, constants, attrs = {}, {}, {}
+    for index, parameter in enumerate(kernel.params):
+        name, value = parameter.name, arguments[parameter.name]
+        if parameter.is_constexpr or not isinstance(value, (str, tuple)):
+            signature[name] = "constexpr"
+            constants[name] = value
+            continue
+        signature[name] = value
+        if name in ("N", "K") or value == "i64" or value[:1] == "*":
+            attrs[(index,)] = [["tt.divisibility", 16]]
+    target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+    compiled = triton.compile(ASTSource(kernel, signature, constants, attrs), target=target, options=options)
+    return _resources(compiled)
+
+
+def _arguments(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
+    """(kernel, argument name -> type or compile-time value, launch options)."""
+    act = ACTIVATIONS[case.activation]
+    values = tuple(act.params.values())
+    shared = {"params": ("fp32",) * len(values), "PARAM_STRIDES": (None,) * len(values), "M": "i32", "N": "i32", "K": "i32"}
+    pointer, up = POINTER[case.dtype], case.gated
+    if case.kernel == "linear_bwd":
+        tensors = {
+            "dy_ptr": pointer, "saved_ptr": pointer, "up_ptr": pointer if up else None, "dz_ptr": pointer,
+            "dup_ptr": pointer if up else None, "dbias_ptr": "*fp32", "dup_bias_ptr": "*fp32" if up else None,
+            "dparam_ptr": None, "stride_dym": "i64", "stride_dyn": 1, "stride_sm": "i64", "stride_dzm": "i64",
+            "rows_per_program": "i32",
+        }  # fmt: skip
+        block = dict(BWD_BLOCK)
+        options = {"num_warps": block.pop("num_warps")}
+        return linear_bwd_kernel, {**shared, **tensors, **gradients(act, values, up), **block}, options
+    assert case.config is not None
+    constants = case.config.constants()
+    options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
+    shared |= {"bias_ptr": pointer, "up_bias_ptr": pointer if up else None, **constants}
+    shared |= {"value": _value(act), "GATED": act.arity == 1, "PRECISION": case.precision}
+    if case.kernel == "linear_fwd_tma":
+        return linear_fwd_tma_kernel, {**shared, **_descriptors(case, pointer[1:])}, options
+    tensors = {
+        "x_ptr": pointer, "weight_ptr": pointer, "up_ptr": pointer if up else None, "y_ptr": pointer, "z_ptr": pointer,
+        "z_up_ptr": pointer if up else None, "stride_xm": "i64", "stride_xk": 1, "stride_wn": "i64", "stride_wk": 1,
+        "stride_un": "i64", "stride_uk": 1, "stride_zm": "i64",
+    }  # fmt: skip
+    return linear_fwd_kernel, {**shared, **tensors}, options
+
+
+def _value(act: Activation) -> Any:
+    return device_function(act.value)
+
+
+def _descriptors(case: Case, element: str) -> dict[str, Any]:
+    config = case.config
+    assert config is not None
+
+    def box(rows: int, columns: int) -> str:
+        return f"tensordesc<{element}[{rows},{columns}]>"
+
+    weight = box(config.BLOCK_N, config.BLOCK_K)
+    result = box(config.BLOCK_M, config.BLOCK_N // config.PIECES)
+    return {
+        "x_desc": box(config.BLOCK_M, config.BLOCK_K), "weight_desc": weight, "up_desc": weight if case.gated else None,
+        "y_desc": result, "z_desc": result, "z_up_desc": result if case.gated else None, "NUM_PROGRAMS": 132,
+    }  # fmt: skip
+
+
+def _resources(compiled: Any) -> Resources:
+    """Registers, stack and shared memory as cuobjdump tells them; spills are loads and stores of local memory in the SASS."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage, sass = (
+            subprocess.run([tool, flag, file.name], check=True, capture_output=True, text=True).stdout
+            for flag in ("-res-usage", "-sass")
+        )
+    (numbers,) = re.findall(r"REG:(\d+) STACK:(\d+)", usage)
+    spills = len(re.findall(r"\b(?:LDL|STL)\b", sass))
+    return Resources(int(numbers[0]), int(numbers[1]), spills, compiled.metadata.shared, sass)

@@ -1,0 +1,214 @@
+"""The kernels as differentiable torch operations: what is saved, which gradients are computed, how compilers see them.
+
+`epilogue::linear_fwd` and `epilogue::linear_bwd` are opaque to torch.compile and torch.export. Without a compiler the same functions run
+as an autograd.Function, whose call costs half as much.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import eager
+from ..catalogue import ACTIVATIONS, Activation
+from . import compute_dtype
+from .linear import Operands, linear_bwd, linear_fwd, rows_of
+
+_NO_LEARNED = -1
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, act: Activation, values: tuple) -> Tensor:
+    """act(x Wᵀ + b): x [..., K], weight [N, K], bias [N] -> [..., N]."""
+    return _call(x, weight, None, bias, None, act, values, False)
+
+
+def glu(x: Tensor, weight: Any, bias: Any, act: Activation, values: tuple) -> Tensor:
+    """act(x Gᵀ + bg) ⊙ (x Uᵀ + bu): weight packed [2F, K] or a pair of [F, K], bias the same way -> [..., F]."""
+    act = act.gate or act
+    if isinstance(weight, Tensor):
+        return _call(x, weight, None, bias, None, act, values, True)
+    return _call(x, *weight, *(bias or (None, None)), act, values, True)
+
+
+def mlp(x, up_weight, down_weight, up_bias, down_bias, act: Activation, values: tuple, dropout_p=0.0) -> Tensor:
+    """dropout(act(x W₁ᵀ + b₁)) W₂ᵀ + b₂: the up product with its activation, the down product torch's own."""
+    return eager.down(linear(x, up_weight, up_bias, act, values), down_weight, down_bias, dropout_p)
+
+
+def gated_mlp(
+    x, gate_weight, up_weight, down_weight, gate_bias, up_bias, down_bias, act: Activation, values: tuple, dropout_p=0.0
+) -> Tensor:
+    """dropout(act(x Gᵀ + bg) ⊙ (x Uᵀ + bu)) Dᵀ + bd."""
+    h = glu(x, (gate_weight, up_weight), (gate_bias, up_bias), act, values)
+    return eager.down(h, down_weight, down_bias, dropout_p)
+
+
+def _call(x, weight, up_weight, bias, up_bias, act: Activation, values: tuple, gated: bool) -> Tensor:
+    learned = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
+    if len(learned) > 1 or (act.name == "identity" and not gated):
+        # One learnable tensor is what the operations' schema has room for; without an activation the product is cuBLAS's.
+        if up_weight is not None:
+            weight, bias = (weight, up_weight), (bias, up_bias)
+        return (eager.glu if gated else eager.linear)(x, weight, bias, act, values)
+    tensors = [x, weight, up_weight, bias, up_bias, values[learned[0]] if learned else None]
+    dtype = compute_dtype(x)
+    tensors[:5] = [t.to(dtype) if t is not None and t.dtype != dtype else t for t in tensors[:5]]
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    numbers = [0.0 if isinstance(value, Tensor) else value for value in values]
+    arguments = (*tensors, act.name, numbers, learned[0] if learned else _NO_LEARNED, gated, save)
+    if torch.compiler.is_compiling():
+        return torch.ops.epilogue.linear_fwd(*arguments)[0]
+    return (_Linear.apply if save else _forward)(*arguments)[0]
+
+
+def _values(numbers, learned: Tensor | None, learned_at: int) -> tuple:
+    values = list(numbers)
+    if learned is not None:
+        values[learned_at] = learned
+    return tuple(values)
+
+
+def _forward(
+    x: Tensor, weight: Tensor, up_weight: Tensor | None, bias: Tensor | None, up_bias: Tensor | None,
+    learned: Tensor | None, activation: str, numbers: list[float], learned_at: int, gated: bool, save: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(y [..., N], z [M, N] or gate|up [M, 2N]; z is empty where y is all that backward needs)."""
+    act, values = ACTIVATIONS[activation], _values(numbers, learned, learned_at)
+    operands = Operands(x, weight, up_weight, bias, up_bias, act, values, gated)
+    y, z = linear_fwd(operands, save and _keeps_z(act, values, gated))
+    return y, x.new_empty(0) if z is None else z
+
+
+def _keeps_z(act: Activation, values: tuple, gated: bool) -> bool:
+    return gated or act.saves(values) == "input"
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, weight, up_weight, bias, up_bias, learned, activation, numbers, learned_at, gated, save = inputs
+    y, z = output
+    ctx.set_materialize_grads(False)
+    if not save:
+        return
+    needs_x, needs_weight = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
+    keeps_z = _keeps_z(ACTIVATIONS[activation], _values(numbers, learned, learned_at), gated)
+    ctx.save_for_backward(
+        z if keeps_z else y,
+        x if needs_weight else None,  # a frozen weight costs no x, a frozen input no weight
+        weight if needs_x or needs_weight else None,
+        up_weight if needs_x or needs_weight else None,
+        bias, up_bias, learned,
+    )  # fmt: skip
+    ctx.activation, ctx.numbers, ctx.learned_at, ctx.gated = activation, numbers, learned_at, gated
+    ctx.leading = x.shape[:-1]
+
+
+def _backward(ctx, dy: Tensor | None, dz_unused: Tensor | None, pointwise: Any) -> tuple:
+    """Gradients of `_forward`'s six tensors; `pointwise` is linear_bwd, as a function or as an operator."""
+    if dy is None:
+        return (None,) * 11
+    saved, x, weight, up_weight, bias, up_bias, learned = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        return _differentiable_backward(ctx, dy, x, weight, up_weight, bias, up_bias, learned)
+    needs_x, needs_weight, needs_up, needs_bias, needs_up_bias, needs_learned = ctx.needs_input_grad[:6]
+    needs = [needs_x or needs_weight or needs_up, needs_bias or needs_up_bias, needs_learned]
+    dy = rows_of(dy)
+    dz, dbias, dlearned = pointwise(dy, saved, learned, ctx.activation, ctx.numbers, ctx.learned_at, ctx.gated, needs)
+    dx = dw = dup = dup_bias = None
+    n = dy.shape[-1]
+    if needs_x:
+        dx = dz @ weight if up_weight is None else torch.addmm(dz[:, n:] @ up_weight, dz[:, :n], weight)
+        dx = dx.view(*ctx.leading, dx.shape[-1])
+    if needs_weight or needs_up:
+        if needs_weight:
+            dw = (dz if up_weight is None else dz[:, :n]).t() @ rows_of(x)
+        if needs_up:
+            dup = dz[:, n:].t() @ rows_of(x)
+    if needs[1]:
+        dbias = dbias.to(dy.dtype)
+        if up_weight is not None or up_bias is not None:
+            dbias, dup_bias = (dbias[:n] if needs_bias else None, dbias[n:] if needs_up_bias else None)
+    if needs_learned:
+        dlearned = (dlearned.sum() if learned.numel() == 1 else dlearned).reshape(learned.shape).to(learned.dtype)
+    return dx, dw, dup, dbias if needs_bias else None, dup_bias, dlearned if needs_learned else None, *(None,) * 5
+
+
+def _differentiable_backward(ctx, dy, x, weight, up_weight, bias, up_bias, learned) -> tuple:
+    """Backward of a backward that will itself be differentiated: plain torch operations, from the inputs."""
+    if x is None or weight is None:
+        raise RuntimeError(
+            "second derivatives of an epilogue operation need both its input and its weight, and one of them is frozen, "
+            "so it was not kept for backward; make it require grad, or convert the tensors to float64"
+        )
+    act = ACTIVATIONS[ctx.activation]
+    tensors = [x, weight, up_weight, bias, up_bias, learned]
+    values = _values(ctx.numbers, learned, ctx.learned_at)
+    if up_weight is not None:
+        y = eager.glu(x, (weight, up_weight), (bias, up_bias), act, values)
+    else:
+        y = (eager.glu if ctx.gated else eager.linear)(x, weight, bias, act, values)
+    wanted = [t for t, needed in zip(tensors, ctx.needs_input_grad[:6], strict=True) if needed]
+    grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    return *(next(grads) if needed else None for needed in ctx.needs_input_grad[:6]), *(None,) * 5
+
+
+def _pointwise(
+    dy: Tensor, saved: Tensor, learned: Tensor | None, activation: str, numbers: list[float], learned_at: int,
+    gated: bool, needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """(dz, dbias, dparam) of linear_bwd, empty tensors where not needed."""
+    act, values = ACTIVATIONS[activation], _values(numbers, learned, learned_at)
+    results = linear_bwd(dy, rows_of(saved), act, values, gated, tuple(needs))
+    return tuple(dy.new_empty(0) if r is None else r for r in results)  # type: ignore[return-value]
+
+
+class _Linear(torch.autograd.Function):
+    forward = staticmethod(_forward)
+    setup_context = staticmethod(_setup_context)
+
+    @staticmethod
+    def backward(ctx, dy, dz_unused):
+        return _backward(ctx, dy, dz_unused, _pointwise)
+
+
+def _fake_forward(
+    x, weight, up_weight, bias, up_bias, learned, activation, numbers, learned_at, gated, save
+) -> tuple[Tensor, Tensor]:
+    packed = gated and up_weight is None
+    n = weight.shape[0] // 2 if packed else weight.shape[0]
+    y = x.new_empty(*x.shape[:-1], n)
+    if not (save and _keeps_z(ACTIVATIONS[activation], _values(numbers, learned, learned_at), gated)):
+        return y, x.new_empty(0)
+    return y, x.new_empty(x.shape[:-1].numel(), 2 * n if gated else n)
+
+
+def _fake_pointwise(dy, saved, learned, activation, numbers, learned_at, gated, needs) -> tuple[Tensor, ...]:
+    (m, n), width = dy.shape, dy.shape[1] * (2 if gated else 1)
+    shapes = ((m, width), (width,), (n,))
+    dtypes = (dy.dtype, torch.float32, torch.float32)
+    return tuple(
+        dy.new_empty(shape, dtype=dtype) if needed else dy.new_empty(0)
+        for shape, dtype, needed in zip(shapes, dtypes, needs, strict=True)
+    )
+
+
+def _operator_backward(ctx, dy, dz_unused):
+    return _backward(ctx, dy, dz_unused, torch.ops.epilogue.linear_bwd)
+
+
+_library = torch.library.Library("epilogue", "DEF")
+_library.define(
+    "linear_fwd(Tensor x, Tensor weight, Tensor? up_weight, Tensor? bias, Tensor? up_bias, Tensor? learned, str activation, "
+    "float[] numbers, int learned_at, bool gated, bool save) -> (Tensor, Tensor)"
+)
+_library.define(
+    "linear_bwd(Tensor dy, Tensor saved, Tensor? learned, str activation, float[] numbers, int learned_at, bool gated, "
+    "bool[] needs) -> (Tensor, Tensor, Tensor)"
+)
+for _key in ("CPU", "CUDA"):
+    _library.impl("linear_fwd", _forward, _key)
+    _library.impl("linear_bwd", _pointwise, _key)
+torch.library.register_fake("epilogue::linear_fwd", _fake_forward, lib=_library)
+torch.library.register_fake("epilogue::linear_bwd", _fake_pointwise, lib=_library)
+torch.library.register_autograd(
+    "epilogue::linear_fwd", _operator_backward, setup_context=_setup_context, lib=_library
+)

@@ -1,0 +1,107 @@
+"""The primitives of `epilogue.vocabulary` as jitted functions, and formulas bound to them.
+
+float32 in, float32 out. Compiled, the transcendental ones are libdevice's; the interpreter has no libdevice, so there they are written
+out in `tl`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import triton
+import triton.language as tl
+from triton.language.extra import libdevice
+
+from ..vocabulary import PRIMITIVES, bind
+from . import INTERPRET
+
+INTERPRETED = tl.constexpr(INTERPRET)
+
+
+@triton.jit
+def absolute(x):
+    return tl.abs(x)
+
+
+@triton.jit
+def exp(x):
+    return tl.exp(x)
+
+
+@triton.jit
+def expm1(x):
+    if INTERPRETED:
+        # Kahan: the error of u cancels between numerator and logarithm.
+        u = tl.exp(x)
+        safe = tl.where((u == 1.0) | (u == 0.0) | (u == float("inf")), 2.0, u)
+        return tl.where(u == 1.0, x, tl.where(safe == u, (u - 1.0) * x / tl.log(safe), u - 1.0))
+    else:
+        return libdevice.expm1(x)
+
+
+@triton.jit
+def log(x):
+    return tl.log(x)
+
+
+@triton.jit
+def log1p(x):
+    if INTERPRETED:
+        u = 1.0 + x
+        safe = tl.where((u == 1.0) | (u == float("inf")), 2.0, u)
+        return tl.where(u == 1.0, x, tl.where(safe == u, tl.log(safe) * x / (safe - 1.0), u))
+    else:
+        return libdevice.log1p(x)
+
+
+@triton.jit
+def maximum(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def minimum(a, b):
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def normal_cdf(x):
+    if INTERPRETED:
+        return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+    else:
+        return 0.5 * libdevice.erfc(x * -0.7071067811865476)
+
+
+@triton.jit
+def sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def sqrt(x):
+    return tl.sqrt(x)
+
+
+@triton.jit
+def tanh(x):
+    if INTERPRETED:
+        e = expm1(-2.0 * tl.abs(x))
+        t = -e / (e + 2.0)
+        return tl.where(x < 0.0, -t, t)
+    else:
+        return libdevice.tanh(x)
+
+
+@triton.jit
+def where(condition, a, b):
+    return tl.where(condition, a, b)
+
+
+# The interpreter looks `tl` up in a function's globals.
+_VOCABULARY: dict[str, Any] = {**{name: globals()[name] for name in PRIMITIVES}, "tl": tl}
+
+
+@functools.cache
+def device_function(formula: Callable) -> Any:
+    """The formula as a jitted function of float32 tiles; one object per formula, since Triton caches kernels by it."""
+    return triton.jit(bind(formula, _VOCABULARY))
