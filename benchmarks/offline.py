@@ -104,12 +104,12 @@ def _arguments(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
         }  # fmt: skip
         block = dict(BWD_BLOCK)
         options = {"num_warps": block.pop("num_warps")}
-        return linear_bwd_kernel, {**shared, **tensors, **gradients(act, values, up), **block}, options
+        return linear_bwd_kernel, {**shared, **tensors, **gradients(act, values, up, case.dtype), **block}, options
     assert case.config is not None
     constants = case.config.constants()
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
     shared |= {"bias_ptr": pointer, "up_bias_ptr": pointer if up else None, **constants}
-    shared |= {"value": _value(act), "GATED": act.arity == 1, "PRECISION": case.precision}
+    shared |= {"value": device_function(act.value, case.dtype), "GATED": act.arity == 1, "PRECISION": case.precision}
     if case.kernel == "linear_fwd_tma":
         return linear_fwd_tma_kernel, {**shared, **_descriptors(case, pointer[1:])}, options
     tensors = {
@@ -118,10 +118,6 @@ def _arguments(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
         "stride_un": "i64", "stride_uk": 1, "stride_zm": "i64",
     }  # fmt: skip
     return linear_fwd_kernel, {**shared, **tensors}, options
-
-
-def _value(act: Activation) -> Any:
-    return device_function(act.value)
 
 
 def _descriptors(case: Case, element: str) -> dict[str, Any]:

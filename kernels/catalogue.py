@@ -275,7 +275,7 @@ def bind_params(entry: Activation, params: Mapping[str, Any]) -> tuple[Activatio
 
 
 def _param_value(entry: Activation, name: str, value: Any) -> Any:
-    if type(value) is float:
+    if type(value) is float and value == value:  # the short way for all but nan
         return value
     if value is inspect.Parameter.empty:
         raise TypeError(f"{entry.name} needs the parameter {name!r}: give it as a keyword, {name}=…")

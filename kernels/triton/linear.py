@@ -199,7 +199,7 @@ def linear_fwd(operands: Operands, save: bool, config: Config | None = None) -> 
     z_gate, z_up = (z, None) if z is None or not operands.gated else (z[:, :n], z[:, n:])
     params, strides = param_arguments(operands.values)
     constants = {
-        "value": device_function((act.gate or act).value), "GATED": act.arity == 1 or act.gate is not None,
+        "value": device_function((act.gate or act).value, x.dtype), "GATED": act.arity == 1 or act.gate is not None,
         "PARAM_STRIDES": strides, "PRECISION": precision(x), **config.constants(),
     }  # fmt: skip
     tiles = triton.cdiv(m, config.BLOCK_M) * triton.cdiv(n, config.BLOCK_N)
@@ -248,12 +248,12 @@ def linear_bwd(
             linear_bwd_kernel[(programs, triton.cdiv(n, BWD_BLOCK["BLOCK_N"]))](
                 dy, gate, up, dz_gate, dz_up, db_gate, db_up, dparam, params,
                 m, n, *dy.stride(), saved.stride(0), width, rows_per_program,
-                **gradients(act, values, gated), PARAM_STRIDES=strides, **BWD_BLOCK,
+                **gradients(act, values, gated, dy.dtype), PARAM_STRIDES=strides, **BWD_BLOCK,
             )  # fmt: skip
     return dz, None if dbias is None else dbias.sum(0), None if dparam is None else dparam.sum(0)
 
 
-def gradients(act: Activation, values: tuple, gated: bool) -> dict[str, Any]:
+def gradients(act: Activation, values: tuple, gated: bool, dtype: torch.dtype) -> dict[str, Any]:
     """The derivative kernel's functions for this activation."""
     base = act.gate or act
     if base.arity == 2:
@@ -263,7 +263,7 @@ def gradients(act: Activation, values: tuple, gated: bool) -> dict[str, Any]:
         grad, grad_up = from_output or base.derivatives["x"], None
     learned = next((name for name, v in zip(base.params, values, strict=True) if isinstance(v, Tensor)), None)
     formulas = {"value": base.value, "grad": grad, "grad_up": grad_up, "grad_param": base.derivatives.get(learned)}
-    return {name: formula and device_function(formula) for name, formula in formulas.items()}
+    return {name: formula and device_function(formula, dtype) for name, formula in formulas.items()}
 
 
 def param_arguments(values: tuple) -> tuple[tuple, tuple]:
