@@ -366,8 +366,8 @@ def swish_grad(x, beta):
 
 @derivative_of(swish, "beta")
 def swish_grad_beta(x, beta):
-    s = sigmoid(beta * x)
-    return x * (x * (s * (1.0 - s)))
+    b = beta * x
+    return x * (x * (sigmoid(b) * sigmoid(-b)))
 
 
 @activation(oracle=lambda F, x: F.mish(x))

@@ -1,11 +1,13 @@
 """Every operation, forward and backward, in NumPy: the oracle that the other backends are held against.
 
-Arrays are float16, bfloat16 (ml_dtypes), float32 or float64; the arithmetic is float64 unless `compute_dtype` says otherwise (None: the
-input's own), and results come back in the dtype of x. `weight` is `[out, in]`; a gated `weight` is `(gate, up)` or packed `[2F, K]`,
-gate half first, and its bias goes the same way. Gradients are recomputed from the inputs: nothing is kept between the calls.
+Arrays are float16, bfloat16 (ml_dtypes), float32 or float64; the arithmetic is float64 unless `compute_dtype` says
+otherwise (None: the input's own, or what NumPy promotes bfloat16 to, float32), and results come back in the dtype of x.
+`weight` is `[out, in]`; a gated `weight` is `(gate, up)` or packed `[2F, K]`, gate half first, and its bias goes the same
+way. Gradients are recomputed from the inputs: nothing is kept between the calls.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -81,6 +83,11 @@ def _halves(value: Any) -> Pair:
     return value[:half], value[half:]
 
 
+def _rows(array):
+    """[..., n] -> [rows, n]; reshape(-1, n) cannot tell the rows where n is 0."""
+    return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
+
+
 def _affine(x, weight, bias):
     z = x @ weight.T
     return z if bias is None else z + bias
@@ -88,8 +95,8 @@ def _affine(x, weight, bias):
 
 def _affine_grads(dz, x, weight, bias):
     """(dx, dw, db) of x Wᵀ + b: Wᵀδ, δ xᵀ and the sum of δ over the rows."""
-    rows = dz.reshape(-1, weight.shape[0])
-    dw = rows.T @ x.reshape(-1, weight.shape[1])
+    rows = _rows(dz)
+    dw = rows.T @ _rows(x)
     return dz @ weight, dw, None if bias is None else rows.sum(0)
 
 
@@ -99,7 +106,7 @@ def _activation_grads(dy, operands, act: Activation, values):
     params = {}
     for name, value in zip(act.params, values, strict=True):
         if isinstance(value, np.ndarray):
-            full = np.broadcast_to(dy * act.derivatives[name](*operands, *values), dy.shape).reshape(-1, dy.shape[-1])
+            full = _rows(np.broadcast_to(dy * act.derivatives[name](*operands, *values), dy.shape))
             params[name] = (full.sum() if value.size == 1 else full.sum(0)).reshape(value.shape)
     return grads, params
 

@@ -4,6 +4,7 @@
 as an autograd.Function, whose call costs half as much.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -87,17 +88,10 @@ def _setup_context(ctx, inputs, output) -> None:
     x, weight, up_weight, bias, up_bias, learned, activation, numbers, learned_at, gated, save = inputs
     y, z = output
     ctx.set_materialize_grads(False)
-    if not save:
-        return
-    needs_x, needs_weight = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
     keeps_z = _keeps_z(ACTIVATIONS[activation], _values(numbers, learned, learned_at), gated)
-    ctx.save_for_backward(
-        z if keeps_z else y,
-        x if needs_weight else None,  # a frozen weight costs no x, a frozen input no weight
-        weight if needs_x or needs_weight else None,
-        up_weight if needs_x or needs_weight else None,
-        bias, up_bias, learned,
-    )  # fmt: skip
+    saved = (z if keeps_z else y) if save else None
+    keeps_x = any(ctx.needs_input_grad[1:3]) or not save  # a frozen weight costs no x
+    ctx.save_for_backward(saved, x if keeps_x else None, weight, up_weight, bias, up_bias, learned)
     ctx.activation, ctx.numbers, ctx.learned_at, ctx.gated = activation, numbers, learned_at, gated
     ctx.leading = x.shape[:-1]
 
@@ -107,7 +101,7 @@ def _backward(ctx, dy: Tensor | None, dz_unused: Tensor | None, pointwise: Any) 
     if dy is None:
         return (None,) * 11
     saved, x, weight, up_weight, bias, up_bias, learned = ctx.saved_tensors
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or saved is None:
         return _differentiable_backward(ctx, dy, x, weight, up_weight, bias, up_bias, learned)
     needs_x, needs_weight, needs_up, needs_bias, needs_up_bias, needs_learned = ctx.needs_input_grad[:6]
     needs = [needs_x or needs_weight or needs_up, needs_bias or needs_up_bias, needs_learned]
@@ -133,22 +127,24 @@ def _backward(ctx, dy: Tensor | None, dz_unused: Tensor | None, pointwise: Any) 
 
 
 def _differentiable_backward(ctx, dy, x, weight, up_weight, bias, up_bias, learned) -> tuple:
-    """Backward of a backward that will itself be differentiated: plain torch operations, from the inputs."""
-    if x is None or weight is None:
+    """Backward in plain torch operations, from the inputs: of a backward that will itself be differentiated, or that has no saved z."""
+    if x is None:
         raise RuntimeError(
-            "second derivatives of an epilogue operation need both its input and its weight, and one of them is frozen, "
-            "so it was not kept for backward; make it require grad, or convert the tensors to float64"
+            "second derivatives of an epilogue operation need its input, which is not kept for backward while the weight is frozen; "
+            "let the weight require grad, or give float64 tensors"
         )
-    act = ACTIVATIONS[ctx.activation]
-    tensors = [x, weight, up_weight, bias, up_bias, learned]
-    values = _values(ctx.numbers, learned, ctx.learned_at)
-    if up_weight is not None:
-        y = eager.glu(x, (weight, up_weight), (bias, up_bias), act, values)
-    else:
-        y = (eager.glu if ctx.gated else eager.linear)(x, weight, bias, act, values)
-    wanted = [t for t, needed in zip(tensors, ctx.needs_input_grad[:6], strict=True) if needed]
-    grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
-    return *(next(grads) if needed else None for needed in ctx.needs_input_grad[:6]), *(None,) * 5
+    act, create_graph = ACTIVATIONS[ctx.activation], torch.is_grad_enabled()
+    needed = ctx.needs_input_grad[:6]
+    with torch.enable_grad():
+        values = _values(ctx.numbers, learned, ctx.learned_at)
+        if up_weight is not None:
+            y = eager.glu(x, (weight, up_weight), (bias, up_bias), act, values)
+        else:
+            y = (eager.glu if ctx.gated else eager.linear)(x, weight, bias, act, values)
+        tensors = (x, weight, up_weight, bias, up_bias, learned)
+        wanted = [tensor for tensor, needs in zip(tensors, needed, strict=True) if needs]
+        grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=create_graph))
+    return *(next(grads) if needs else None for needs in needed), *(None,) * 5
 
 
 def _pointwise(
@@ -178,7 +174,7 @@ def _fake_forward(
     y = x.new_empty(*x.shape[:-1], n)
     if not (save and _keeps_z(ACTIVATIONS[activation], _values(numbers, learned, learned_at), gated)):
         return y, x.new_empty(0)
-    return y, x.new_empty(x.shape[:-1].numel(), 2 * n if gated else n)
+    return y, x.new_empty(math.prod(x.shape[:-1]), 2 * n if gated else n)
 
 
 def _fake_pointwise(dy, saved, learned, activation, numbers, learned_at, gated, needs) -> tuple[Tensor, ...]:

@@ -87,8 +87,9 @@ def choose(m: int, n: int, k: int, itemsize: int, gated: bool, tma: bool, chip: 
     """The config of least predicted time for an [m, k] x [n, k]ᵀ product.
 
     A multiprocessor works through ceil(tiles / processors) tiles. A tile takes, per step of K, the longer of its arithmetic and its loads
-    from L2, in units of one multiprocessor's time for a multiply-add; loads cost `BYTE` of them. Small tiles thus pay for their lower
-    arithmetic intensity, large ones for the last, partly filled wave.
+    from L2 and a quarter of the shorter (they overlap, not wholly), in units of one multiprocessor's time for a multiply-add; a byte costs
+    `BYTE` of them. Small tiles thus pay for their lower arithmetic intensity, large ones for the last, partly filled wave. The numbers
+    are the data sheet's and an estimate; no GPU has confirmed them yet.
     """
     configs = TABLE[tma, gated, itemsize]
     fitting = [c for c in configs if c.shared_bytes(itemsize, gated) <= chip.shared_bytes] or [configs[-1]]
@@ -96,8 +97,8 @@ def choose(m: int, n: int, k: int, itemsize: int, gated: bool, tma: bool, chip: 
     def time(config: Config) -> int:
         tiles = -(-m // config.BLOCK_M) * -(-n // config.BLOCK_N)
         columns = config.BLOCK_N * (1 + gated)
-        step = max(config.BLOCK_M * columns, BYTE * itemsize * (config.BLOCK_M + columns))
-        return -(-tiles // chip.processors) * step
+        shorter, longer = sorted((config.BLOCK_M * columns, BYTE * itemsize * (config.BLOCK_M + columns)))
+        return -(-tiles // chip.processors) * (4 * longer + shorter)
 
     return min(fitting, key=time)
 

@@ -3,6 +3,7 @@
 Two forward kernels compute the same: one loads by tensor descriptors (TMA, sm_90 and newer), one by pointers (everything else).
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..catalogue import Activation
 from .configs import BWD_BLOCK, Config, choose, machine, precision
-from .tiles import activate, add_bias, column_pieces, dot, load_params, tile_position
+from .tiles import activate, add_bias, column_pieces, dot, load_params, rounded, tile_position
 from .vocabulary import device_function
 
 
@@ -52,13 +53,13 @@ def linear_fwd_kernel(
     z = add_bias(acc, bias_ptr, cols, N)
     mask = row_mask & col_mask
     if z_ptr is not None:
-        tl.store(z_ptr + rows64 * stride_zm + cols64, z.to(z_ptr.dtype.element_ty), mask=mask)
+        tl.store(z_ptr + rows64 * stride_zm + cols64, rounded(z, z_ptr.dtype.element_ty), mask=mask)
     if up_ptr is not None:
         up = add_bias(up, up_bias_ptr, cols, N)
         if z_ptr is not None:
-            tl.store(z_up_ptr + rows64 * stride_zm + cols64, up.to(z_ptr.dtype.element_ty), mask=mask)
+            tl.store(z_up_ptr + rows64 * stride_zm + cols64, rounded(up, z_ptr.dtype.element_ty), mask=mask)
     y = activate(z, up, load_params(params, cols, N, PARAM_STRIDES), value, GATED)
-    tl.store(y_ptr + rows64 * N + cols64, y.to(y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + rows64 * N + cols64, rounded(y, y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -90,14 +91,14 @@ def linear_fwd_tma_kernel(
             cols = start + tl.arange(0, BLOCK_N // PIECES)
             z = add_bias(z_pieces[i], bias_ptr, cols, N)
             if z_desc is not None:
-                z_desc.store([row, start], z.to(z_desc.dtype))
+                z_desc.store([row, start], rounded(z, z_desc.dtype))
             up_piece = None
             if up_desc is not None:
                 up_piece = add_bias(up_pieces[i], up_bias_ptr, cols, N)
                 if z_desc is not None:
-                    z_up_desc.store([row, start], up_piece.to(z_desc.dtype))
+                    z_up_desc.store([row, start], rounded(up_piece, z_desc.dtype))
             y = activate(z, up_piece, load_params(params, cols, N, PARAM_STRIDES), value, GATED)
-            y_desc.store([row, start], y.to(y_desc.dtype))
+            y_desc.store([row, start], rounded(y, y_desc.dtype))
 
 
 @triton.jit(do_not_specialize=["M", "rows_per_program"])
@@ -143,11 +144,11 @@ def linear_bwd_kernel(
                 if dparam_ptr is not None:
                     sum_param += tl.where(mask, dy * grad_param(saved, up, *values), 0.0)
             if dup_ptr is not None:
-                tl.store(dup_ptr + rows64 * stride_dzm + cols64, dup.to(dup_ptr.dtype.element_ty), mask=mask)
+                tl.store(dup_ptr + rows64 * stride_dzm + cols64, rounded(dup, dup_ptr.dtype.element_ty), mask=mask)
             if dup_bias_ptr is not None:
                 sum_up += tl.where(mask, dup, 0.0)
         if dz_ptr is not None:
-            tl.store(dz_ptr + rows64 * stride_dzm + cols64, dz.to(dz_ptr.dtype.element_ty), mask=mask)
+            tl.store(dz_ptr + rows64 * stride_dzm + cols64, rounded(dz, dz_ptr.dtype.element_ty), mask=mask)
         if dbias_ptr is not None:
             sum_z += tl.where(mask, dz, 0.0)
     out = tl.program_id(0).to(tl.int64)
@@ -186,7 +187,8 @@ class Operands(NamedTuple):
 def linear_fwd(operands: Operands, save: bool, config: Config | None = None) -> tuple[Tensor, Tensor | None]:
     """(y [..., N], z [M, N] or gate|up [M, 2N]; z is None unless `save`)."""
     x, act = rows_of(operands.x), operands.act
-    weight, up, bias, up_bias = operands.halves()
+    weight, up, *biases = operands.halves()
+    bias, up_bias = (None if b is None else b.contiguous() for b in biases)
     (m, k), n = x.shape, weight.shape[0]
     result = x.new_empty(*operands.x.shape[:-1], n)
     z = x.new_empty(m, 2 * n if operands.gated else n) if save else None
@@ -274,7 +276,7 @@ def param_arguments(values: tuple) -> tuple[tuple, tuple]:
 
 def rows_of(x: Tensor) -> Tensor:
     """x [..., N] as a matrix [M, N], a view where its strides allow one."""
-    return x.reshape(x.shape[:-1].numel(), x.shape[-1])
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def on_device(x: Tensor) -> Any:

@@ -27,6 +27,17 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def rounded(x, dtype: tl.constexpr):
+    """float32 x in `dtype`, to nearest even."""
+    if INTERPRETED and dtype == tl.bfloat16:  # the interpreter's own conversion truncates
+        bits = x.to(tl.int32, bitcast=True)
+        nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
+        return tl.where(x == x, nearest, x).to(tl.bfloat16)
+    else:
+        return x.to(dtype)
+
+
+@triton.jit
 def load_params(params, cols, N, PARAM_STRIDES: tl.constexpr):
     """The activation's parameters: a number as it is (stride None), a tensor as a float32 row over the columns (stride 0 or 1)."""
     values = ()

@@ -34,8 +34,8 @@ def expm1(x):
     if INTERPRETED:
         # Kahan: the error of u cancels between numerator and logarithm.
         u = tl.exp(x)
-        safe = tl.where((u == 1.0) | (u == 0.0) | (u == float("inf")), 2.0, u)
-        return tl.where(u == 1.0, x, tl.where(safe == u, (u - 1.0) * x / tl.log(safe), u - 1.0))
+        safe = tl.where((u == 1.0) | (u - 1.0 == -1.0) | (u == float("inf")), 2.0, u)
+        return tl.where(u == 1.0, x, tl.where(safe == u, (u - 1.0) * (x / tl.log(safe)), u - 1.0))
     else:
         return libdevice.expm1(x)
 
@@ -50,7 +50,7 @@ def log1p(x):
     if INTERPRETED:
         u = 1.0 + x
         safe = tl.where((u == 1.0) | (u == float("inf")), 2.0, u)
-        return tl.where(u == 1.0, x, tl.where(safe == u, tl.log(safe) * x / (safe - 1.0), u))
+        return tl.where(u == 1.0, x, tl.where(safe == u, tl.log(safe) * (x / (safe - 1.0)), u))
     else:
         return libdevice.log1p(x)
 

@@ -1,0 +1,21 @@
+"""The kernels run on a GPU, or on the CPU in Triton's interpreter (TRITON_INTERPRET=1); compiling for a GPU needs that switch off."""
+
+import os
+
+import pytest
+import torch
+from epilogue.triton import INTERPRET
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode wants it
+torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN, so that what a kernel leaves unwritten shows
+
+collect_ignore = ["test_offline.py"] if INTERPRET else []
+if not INTERPRET and not torch.cuda.is_available():
+    collect_ignore += ["test_kernels.py", "test_edges.py", "test_autograd.py", "test_compilers.py", "test_formulas.py"]
+
+
+def pytest_collection_modifyitems(items):
+    """The interpreter computes with NumPy, which warns where IEEE arithmetic just goes on to inf or NaN."""
+    for item in items:
+        if "kernels/triton" in item.path.as_posix():
+            item.add_marker(pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"))

@@ -1,0 +1,189 @@
+"""What backward keeps, computes and refuses; autocast, checkpointing and higher derivatives as the unfused layer has them."""
+
+import copy
+
+import epilogue
+import pytest
+import torch
+import torch.nn.functional as F
+from epilogue.nn import FusedGatedMLP, FusedLinear, FusedMLP
+from epilogue.triton import refusal
+from epilogue.triton.linear import Operands, linear_fwd
+
+
+@pytest.fixture
+def arrays(device):
+    x, weight, bias = torch.randn(12, 16), torch.randn(24, 16), torch.randn(24)
+    return [t.to(device).requires_grad_() for t in (x, weight, bias)]
+
+
+def kept(function):
+    """The shapes of what `function` keeps for backward, parameters aside."""
+    found = []
+
+    def pack(tensor):
+        if not isinstance(tensor, torch.nn.Parameter):
+            found.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        function()
+    return sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("activation", "params", "what"),
+    [
+        ("gelu", {}, "z"),
+        ("relu", {}, "y"),
+        ("tanh", {}, "y"),
+        ("leaky_relu", {"negative_slope": 0.1}, "y"),
+        ("leaky_relu", {"negative_slope": -0.1}, "z"),
+        ("softplus", {"threshold": 1.0}, "z"),
+    ],
+)
+def test_keeps_x_and_one_of_z_and_y(arrays, activation, params, what):
+    x, weight, bias = arrays[0], *(torch.nn.Parameter(t.detach()) for t in arrays[1:])
+    results = []
+    assert kept(lambda: results.append(epilogue.linear(x, weight, bias, activation, **params))) == [(12, 16), (12, 24)]
+    saved = results[0].grad_fn.saved_tensors[0]
+    assert (saved.data_ptr() == results[0].data_ptr()) == (what == "y")
+
+
+def test_frozen_costs_nothing(arrays):
+    x, weight, bias = (t.detach() for t in arrays)
+    live = x.clone().requires_grad_()
+    layer = torch.nn.Parameter(weight)
+    assert kept(lambda: epilogue.linear(live, layer.requires_grad_(False), None, "gelu")) == [(12, 24)]  # no x
+    assert kept(lambda: epilogue.linear(x, weight, bias, "gelu")) == []
+    y = epilogue.linear(live, weight, bias, "gelu")
+    (dx,) = torch.autograd.grad(y.sum(), live)
+    expected = torch.autograd.grad(F.gelu(F.linear(live, weight, bias)).sum(), live)[0]
+    torch.testing.assert_close(dx, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", range(3))
+def test_subsets_of_gradients(arrays, frozen):
+    def gradients(function):
+        tensors = [t.detach().requires_grad_(i != frozen) for i, t in enumerate(arrays)]
+        function(*tensors).square().sum().backward()
+        return [t.grad for t in tensors]
+
+    ours = gradients(lambda x, w, b: epilogue.linear(x, w, b, "silu"))
+    for actual, expected in zip(ours, gradients(lambda x, w, b: F.silu(F.linear(x, w, b))), strict=True):
+        assert (actual is None) == (expected is None)
+        if actual is not None:
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_inference_writes_y_alone(arrays):
+    x, weight, bias = (t.detach() for t in arrays)
+    gelu = epilogue.ACTIVATIONS["gelu"]
+    assert linear_fwd(Operands(x, weight, None, bias, None, gelu, (), False), save=False)[1] is None
+    with torch.no_grad():
+        assert epilogue.linear(*arrays).grad_fn is None
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_second_backward_is_the_first(arrays, activation):
+    before = [t.detach().clone() for t in arrays]
+    y = epilogue.linear(*arrays, activation)
+    dy = torch.randn_like(y)
+    first = torch.autograd.grad(y, arrays, dy, retain_graph=True)
+    second = torch.autograd.grad(y, arrays, dy)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(arrays, before, strict=True))
+    assert torch.equal(epilogue.linear(*arrays, activation), y)
+
+
+def test_result_may_be_changed_in_place(arrays):
+    y = epilogue.linear(*arrays, "gelu").mul_(2.0)  # z is kept, not y
+    y.sum().backward()
+    expected = torch.autograd.grad((2 * F.gelu(F.linear(*arrays))).sum(), arrays[1])[0]
+    torch.testing.assert_close(arrays[1].grad, expected, rtol=1e-4, atol=1e-4)
+    y = epilogue.linear(*arrays, "relu").mul_(2.0)  # y is kept: torch refuses rather than be wrong
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("op", ["linear", "glu packed", "glu"])
+def test_second_derivatives(op, device):
+    x = torch.randn(5, 6, device=device)
+    weight, bias = torch.randn(8, 6, device=device), torch.randn(8, device=device)
+
+    def penalty(dtype):
+        leaves = [t.to(dtype, copy=True).requires_grad_() for t in (x, weight, bias)]
+        a, w, b = leaves
+        if op == "linear":
+            y = epilogue.linear(a, w, b, "swish", beta=(beta := torch.tensor(1.3, dtype=dtype, device=device, requires_grad=True)))
+            leaves.append(beta)
+        elif op == "glu packed":
+            y = epilogue.glu(a, w, b)
+        else:
+            y = epilogue.glu(a, (w[:4], w[4:]), (b[:4], b[4:]))
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+
+    for actual, expected in zip(penalty(torch.float32), penalty(torch.float64), strict=True):
+        torch.testing.assert_close(actual.double(), expected, rtol=2e-4, atol=2e-3)
+
+
+def test_second_derivative_of_a_frozen_layer_raises(arrays):
+    x, weight, _ = arrays
+    y = epilogue.linear(x, weight.detach(), None, "gelu")
+    with pytest.raises(RuntimeError, match="while the weight is frozen"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("activation", ["gelu", "softplus"])
+def test_autocast(arrays, dtype, activation, device):
+    with torch.autocast(device, dtype):
+        y = epilogue.linear(*arrays, activation)
+        plain = F.linear(*arrays)
+        half = epilogue.linear(arrays[0].double(), arrays[1].double(), arrays[2].double(), activation)
+    assert y.dtype == plain.dtype == dtype
+    assert half.dtype == torch.float64
+    y.sum().backward()
+    assert all(t.grad.dtype == torch.float32 for t in arrays)
+    assert refusal(*arrays[:2]) is None
+
+
+def test_checkpoint(arrays):
+    from torch.utils.checkpoint import checkpoint
+
+    function = lambda *tensors: epilogue.linear(*tensors, "mish")  # noqa: E731
+    expected = torch.autograd.grad(function(*arrays).sum(), arrays)
+    actual = torch.autograd.grad(checkpoint(function, *arrays, use_reentrant=False).sum(), arrays)
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated:DeprecationWarning")  # torch's own, in jvp
+def test_functorch_and_forward_mode_run_plain_operations(arrays):
+    x, weight, bias = (t.detach() for t in arrays)
+    gradient = torch.func.grad(lambda w: epilogue.linear(x, w, bias).sum())(weight)
+    torch.testing.assert_close(gradient, torch.autograd.grad(F.gelu(F.linear(*arrays)).sum(), arrays[1])[0])
+    _, tangent = torch.func.jvp(lambda x: epilogue.linear(x, weight, bias), (x,), (torch.ones_like(x),))
+    expected = torch.func.jvp(lambda x: F.gelu(F.linear(x, weight, bias)), (x,), (torch.ones_like(x),))[1]
+    torch.testing.assert_close(tangent, expected)
+    mapped = torch.vmap(lambda row: epilogue.linear(row, weight, bias))(x)
+    torch.testing.assert_close(mapped, F.gelu(F.linear(x, weight, bias)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.int64])
+def test_what_is_refused(dtype, device):
+    x = torch.ones(4, 4, device=device).to(dtype)
+    assert str(dtype) in refusal(x, x)
+
+
+@pytest.mark.parametrize("module", [FusedLinear(16, 24), FusedMLP(16, 24), FusedGatedMLP(16, 24, dropout=0.5)])
+def test_modules_train(module, device):
+    module = copy.deepcopy(module).to(device)
+    reference = copy.deepcopy(module).double()
+    x = torch.randn(3, 5, 16, device=device)
+    for m, data in ((module.eval(), x), (reference.eval(), x.double())):
+        m(data).square().mean().backward()
+    for ours, exact in zip(module.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=1e-4, atol=1e-6)
+    if hasattr(module, "dropout"):
+        module.train()(x).sum().backward()

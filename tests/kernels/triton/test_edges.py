@@ -1,0 +1,182 @@
+"""Shapes, strides, configs and values at the edges of what the kernels serve."""
+
+import checks
+import epilogue
+import pytest
+import torch
+from checks import assert_accurate
+from epilogue.triton.configs import TABLE, Machine, choose
+from epilogue.triton.linear import Operands, linear_bwd, linear_fwd
+
+GELU, SILU, RELU = (epilogue.ACTIVATIONS[name] for name in ("gelu", "silu", "relu"))
+
+
+def draw(*shape, dtype=torch.float32, device="cpu", scale=1.0):
+    return (torch.randn(shape, dtype=torch.float64) * scale).to(device, dtype)
+
+
+def check_linear(x, weight, bias, dy=None):
+    def run(function, *tensors):
+        tensors = [t.detach().requires_grad_() for t in tensors]
+        y = function(*tensors)
+        return [y, *torch.autograd.grad(y, tensors, (torch.ones_like(y) if dy is None else dy).to(y.dtype))]
+
+    def plain(x, weight, bias):
+        return torch.nn.functional.gelu(torch.nn.functional.linear(x, weight, bias))
+
+    results = run(epilogue.linear, x, weight, bias), run(plain, x, weight, bias)
+    exact = run(plain, *(t.double() for t in (x, weight, bias)))
+    for fused, own, truth in zip(*results, exact, strict=True):
+        assert_accurate(fused, own, truth)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (17, 13, 7), (131, 257, 67), (2, 520, 8), (300, 8, 16), (64, 72, 136)])
+def test_shapes(shape, dtype, device):
+    m, n, k = shape
+    x, weight, bias = draw(m, k, dtype=dtype), draw(n, k, dtype=dtype, scale=k**-0.5), draw(n, dtype=dtype)
+    check_linear(x.to(device), weight.to(device), bias.to(device), draw(m, n, dtype=dtype, device=device))
+
+
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3), (2, 1, 3)])
+def test_leading_axes(lead, device):
+    check_linear(draw(*lead, 16, device=device), draw(24, 16, device=device), draw(24, device=device))
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(0, 5, 4), (3, 0, 4), (3, 5, 0), (0, 0, 0)])
+@pytest.mark.parametrize("op", ["linear", "glu", "glu packed"])
+def test_empty(op, m, n, k, rng, device):
+    args = checks.each(
+        lambda a: torch.as_tensor(a).float().to(device).requires_grad_(), checks.arguments(op, rng, (2, m), (k, n, 1))
+    )
+    y = (epilogue.linear if op == "linear" else epilogue.glu)(**args, activation="silu")
+    assert y.shape == (2, m, n)
+    y.sum().backward()
+    z = checks.each(lambda t: t.detach().double().requires_grad_(), args)
+    checks.unfused(op, z, SILU).sum().backward()
+    for actual, expected in zip(checks.leaves(args), checks.leaves(z), strict=True):
+        torch.testing.assert_close(actual.grad.double(), expected.grad, rtol=1e-5, atol=1e-5)
+
+
+LAYOUTS = {
+    "transposed x": lambda x, w, b: (x.t().contiguous().t(), w, b),
+    "strided x": lambda x, w, b: (x.repeat_interleave(2, 1)[:, ::2], w, b),
+    "every other row": lambda x, w, b: (x.repeat_interleave(2, 0)[::2], w, b),
+    "expanded x": lambda x, w, b: (x[:1].expand(x.shape[0], -1), w, b),
+    "weight stored [in, out]": lambda x, w, b: (x, w.t().contiguous().t(), b),
+    "unaligned": lambda x, w, b: (torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x), w, b),
+    "swapped leading axes": lambda x, w, b: (x.view(4, 10, -1).transpose(0, 1), w, b),
+    "strided bias": lambda x, w, b: (x, w, b.repeat_interleave(2)[::2]),
+    "expanded bias": lambda x, w, b: (x, w, b[:1].expand(w.shape[0])),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout, device):
+    arrays = draw(40, 32, device=device), draw(48, 32, device=device), draw(48, device=device)
+    check_linear(*LAYOUTS[layout](*arrays))
+
+
+def test_stride_0_gradient(device):
+    x, weight = draw(9, 16, device=device), draw(8, 16, device=device)
+    grads = []
+    for dtype in (torch.float32, torch.float64):
+        w = weight.to(dtype, copy=True).requires_grad_()
+        epilogue.linear(x.to(dtype), w).sum().backward()
+        grads.append(w.grad.double())
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-5)
+
+
+CONFIGS = [
+    pytest.param(
+        config, gated, itemsize, id=f"{'tma' if tma else 'pointer'}-{'glu' if gated else 'linear'}-{itemsize}-{i}"
+    )
+    for (tma, gated, itemsize), configs in TABLE.items()
+    for i, config in enumerate(configs)
+]
+
+
+@pytest.mark.parametrize(("config", "gated", "itemsize"), CONFIGS)
+def test_every_config(config, gated, itemsize, device):
+    if device == "cuda" and (config.tma > (torch.cuda.get_device_capability() >= (9, 0))):
+        return  # no descriptors on this chip
+    dtype = torch.float32 if itemsize == 4 else torch.float16
+    m, n, k = 200, 272, 72
+    x, weight = (
+        draw(m, k, dtype=dtype, device=device),
+        draw((1 + gated) * n, k, dtype=dtype, device=device, scale=k**-0.5),
+    )
+    bias = draw((1 + gated) * n, dtype=dtype, device=device)
+    y, z = linear_fwd(Operands(x, weight, None, bias, None, SILU, (), gated), True, config)
+    truth = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+    unfused = torch.nn.functional.linear(x, weight, bias)
+    assert_accurate(z, unfused, truth)
+    act = torch.nn.functional.silu
+    if gated:
+        unfused, truth = (act(t[:, :n]) * t[:, n:] for t in (unfused, truth))
+    else:
+        unfused, truth = act(unfused), act(truth)
+    assert_accurate(y, unfused, truth)
+
+
+def test_configs_fit_the_chip():
+    small = Machine(processors=46, shared_bytes=99 * 1024, descriptors=True)
+    for key in TABLE:
+        tma, gated, itemsize = key
+        for m in (1, 64, 1000, 100_000):
+            config = choose(m, 4096, 4096, itemsize, gated, tma, small)
+            assert config.shared_bytes(itemsize, gated) <= small.shared_bytes
+    large = Machine(processors=132, shared_bytes=227 * 1024, descriptors=True)
+    assert choose(16384, 8192, 4096, 2, False, True, large).BLOCK_N == 256
+    assert choose(64, 512, 4096, 2, False, True, large).BLOCK_M == 64
+
+
+def test_non_finite_stays_where_it_is(device):
+    x, weight, bias = draw(40, 32, device=device), draw(48, 32, device=device), draw(48, device=device)
+    clean = epilogue.linear(x, weight, bias, "relu")
+    x[3], x[7, 5], weight[11, 2] = float("nan"), float("inf"), float("-inf")
+    y = epilogue.linear(x, weight, bias, "relu")
+    rows = [r for r in range(40) if r not in (3, 7)]
+    cols = [c for c in range(48) if c != 11]
+    assert torch.equal(y[rows][:, cols], clean[rows][:, cols])
+    assert y[3].isnan().all()
+    odd = epilogue.linear(x[:, :19], weight[:29, :19], bias[:29], "relu")  # the pointer kernel, every axis overrun
+    assert odd[[r for r in rows if r < 40]][:, [c for c in cols if c < 29]].isfinite().all()
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_backward_masks_what_overruns(gated, device):
+    """Where act'(0) is not finite, the lanes beyond the matrix must not reach the column sums."""
+
+    @epilogue.activation(oracle=lambda F, x: x.log())
+    def logarithm(x):
+        return log(x)  # noqa: F821
+
+    @epilogue.derivative_of(logarithm)
+    def logarithm_grad(x):
+        return 1.0 / x
+
+    try:
+        z = 1.0 + torch.rand(5, 14 if gated else 7, device=device)
+        dz, dbias, _ = linear_bwd(torch.ones(5, 7, device=device), z, logarithm, (), gated, (True, True, False))
+        assert dbias.isfinite().all()
+        torch.testing.assert_close(dbias, dz.sum(0))
+    finally:
+        _forget("logarithm")
+
+
+def _forget(name):
+    from epilogue import catalogue
+
+    entry = catalogue.ACTIVATIONS.pop(name)
+    for table in (catalogue._BY_KEY, catalogue._GATE_BY_KEY):
+        for key in [key for key, value in table.items() if value is entry]:
+            del table[key]
+
+
+@pytest.mark.parametrize("m", [1, 16, 17, 1000])
+def test_bias_gradient_of_many_rows(m, device):
+    dy, z = draw(m, 200, device=device), draw(m, 200, device=device)
+    dz, dbias, _ = linear_bwd(dy, z, RELU, (), False, (True, True, False))
+    torch.testing.assert_close(dz, torch.where(z > 0, dy, 0))
+    torch.testing.assert_close(dbias, dz.double().sum(0).float(), rtol=1e-5, atol=1e-5)

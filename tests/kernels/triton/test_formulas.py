@@ -1,0 +1,49 @@
+"""Every formula as device code, in both vocabularies, against the same formula in NumPy with float64."""
+
+import checks
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+from epilogue.triton.vocabulary import device_function
+
+FORMULAS = [
+    pytest.param(formula, entry, values, id=f"{case.id}-{formula.__name__}")
+    for case in checks.cases(1)
+    for entry, values in [case.values]
+    for formula in (entry.value, *entry.derivatives.values(), entry.output_derivative(values))
+    if formula
+]
+# Absolute and relative error allowed, by the dtype of the result: float32 arithmetic of a dozen steps; half a unit in float16's last place.
+ALLOWED = {torch.float32: (4e-7, 4e-6), torch.float16: (4e-7, 2.0**-12)}
+
+
+@triton.jit
+def apply_kernel(x_ptr, y_ptr, params, function: tl.constexpr, BLOCK: tl.constexpr):
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + index)
+    tl.store(y_ptr + index, function(x, *params) + tl.zeros((BLOCK,), tl.float32))
+
+
+def apply(formula, x, values, dtype):
+    y = torch.full_like(x, float("nan"))
+    apply_kernel[(x.numel() // 4096,)](x, y, values, function=device_function(formula, dtype), BLOCK=4096)
+    return y
+
+
+@pytest.mark.parametrize("dtype", ALLOWED, ids=str)
+@pytest.mark.parametrize(("formula", "entry", "values"), FORMULAS)
+def test_formula(formula, entry, values, dtype, device):
+    bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
+    x = bits.view(torch.float16).float()  # every float16 there is, with infinities and NaN
+    x = torch.cat([x, torch.linspace(-12.0, 12.0, 4096)])
+    with np.errstate(all="ignore"):
+        if formula is entry.output_derivative(values):
+            x = torch.as_tensor(entry.value(x.double().numpy(), *values)).float()
+        exact = torch.as_tensor(np.asarray(formula(x.double().numpy(), *values))).expand_as(x).float().double()
+    actual = apply(formula, x.to(device), tuple(values), dtype).double().cpu()
+    finite = exact.isfinite()
+    torch.testing.assert_close(actual[~finite], exact[~finite], rtol=0, atol=0, equal_nan=True)
+    absolute, relative = ALLOWED[dtype]
+    torch.testing.assert_close(actual[finite], exact[finite], rtol=relative, atol=absolute)

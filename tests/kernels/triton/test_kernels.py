@@ -1,0 +1,70 @@
+"""Every activation through the kernels, forward and backward, as accurate as torch's own unfused layers of the same dtype."""
+
+import checks
+import epilogue
+import pytest
+import torch
+from checks import assert_accurate
+from epilogue.triton import refusal
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SHAPES = {"pointer": (37, 29, 19), "descriptor": (40, 48, 32)}  # M, N, K: primes; multiples of 16 bytes
+FORMS = {1: ("linear", "glu packed", "glu"), 2: ("glu packed", "glu")}
+EVERY = [
+    pytest.param(form, *case.values, id=f"{form}-{case.id}")
+    for arity, forms in FORMS.items()
+    for form in forms
+    for case in checks.cases(arity, every=form == "linear")
+]
+
+
+def run(op, args, entry, values, dy, unfused=False):
+    """[y, gradients of all tensors in args and values]."""
+    args = checks.each(lambda t: t.detach().clone().requires_grad_(), args)
+    values = tuple(v.detach().clone().requires_grad_() if isinstance(v, torch.Tensor) else v for v in values)
+    if unfused:
+        y = checks.unfused(op, args, entry, values)
+    else:
+        operation = epilogue.linear if op == "linear" else epilogue.glu
+        assert refusal(args["x"], args["weight"]) is None
+        y = operation(**args, activation=entry, **checks.keywords(entry, values))
+    tensors = [*checks.leaves(args), *(v for v in values if isinstance(v, torch.Tensor))]
+    return [y, *torch.autograd.grad(y, tensors, dy.to(y.dtype))]
+
+
+def compare(op, args, entry, values, dy):
+    exact = run(op, checks.each(lambda t: t.double(), args), entry, checks.each(_double, values), dy, unfused=True)
+    own = run(op, args, entry, values, dy, unfused=True)
+    for actual, torchs, truth in zip(run(op, args, entry, values, dy), own, exact, strict=True):
+        assert_accurate(actual, torchs, truth)
+
+
+def _double(value):
+    return value.double() if isinstance(value, torch.Tensor) else value
+
+
+def tensors(op, rng, shape, dtype, device):
+    m, n, k = shape
+    args = checks.arguments(op, rng, (m,), (k, n, 1))
+    return checks.each(lambda a: torch.as_tensor(a).to(device, dtype), args)
+
+
+@pytest.mark.parametrize("kernel", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("op", "entry", "values"), EVERY)
+def test_activation(op, entry, values, dtype, kernel, rng, device):
+    args = tensors(op, rng, SHAPES[kernel], dtype, device)
+    dy = torch.randn(SHAPES[kernel][:2], dtype=torch.float64).to(device, dtype)
+    compare(op, args, entry, values, dy)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", ["scalar", "one", "channel"])
+@pytest.mark.parametrize("op", ["linear", "glu packed", "glu"])
+@pytest.mark.parametrize("name", [name for name, entry in epilogue.ACTIVATIONS.items() if entry.learnable])
+def test_learnable(name, op, size, dtype, rng, device):
+    shape = SHAPES["pointer"]
+    args = tensors(op, rng, shape, dtype, device)
+    slope = 0.5 + torch.rand({"scalar": (), "one": (1,), "channel": (shape[1],)}[size], device=device).to(dtype)
+    dy = torch.randn(shape[:2], device=device).to(dtype)
+    compare(op, args, epilogue.ACTIVATIONS[name], (slope,), dy)
