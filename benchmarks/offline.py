@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 import triton
-from epilogue.catalogue import ACTIVATIONS, Activation
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from epilogue.catalogue import ACTIVATIONS
 from epilogue.triton.configs import BWD_BLOCK, TABLE, Config
 from epilogue.triton.linear import gradients, linear_bwd_kernel, linear_fwd_kernel, linear_fwd_tma_kernel
 from epilogue.triton.vocabulary import device_function
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 POINTER = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
@@ -74,7 +75,9 @@ def shipped(arch: str) -> Iterator[Case]:
 def compile_case(case: Case, arch: str) -> Resources:
     """Compile one case, z saved and biases given, as for aligned operands."""
     kernel, arguments, options = _arguments(case)
-    signature, constants, attrs = {}, {}, {}
+    signature: dict[str, Any] = {}
+    constants: dict[str, Any] = {}
+    attrs: dict[tuple[int], list] = {}
     for index, parameter in enumerate(kernel.params):
         name, value = parameter.name, arguments[parameter.name]
         if parameter.is_constexpr or not isinstance(value, (str, tuple)):
@@ -93,7 +96,13 @@ def _arguments(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
     """(kernel, argument name -> type or compile-time value, launch options)."""
     act = ACTIVATIONS[case.activation]
     values = tuple(act.params.values())
-    shared = {"params": ("fp32",) * len(values), "PARAM_STRIDES": (None,) * len(values), "M": "i32", "N": "i32", "K": "i32"}
+    shared: dict[str, Any] = {
+        "params": ("fp32",) * len(values),
+        "PARAM_STRIDES": (None,) * len(values),
+        "M": "i32",
+        "N": "i32",
+        "K": "i32",
+    }
     pointer, up = POINTER[case.dtype], case.gated
     if case.kernel == "linear_bwd":
         tensors = {

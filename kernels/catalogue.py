@@ -90,7 +90,6 @@ class Activation:
         return variant
 
 
-
 def _key(name: str) -> str:
     return name.lower().replace("_", "").replace("-", "")
 
@@ -143,9 +142,7 @@ def activation(
     return register
 
 
-def pair(
-    *, oracle: Callable[..., Any], aliases: tuple[str, ...] = (), kinks=()
-) -> Callable[[Formula], Activation]:
+def pair(*, oracle: Callable[..., Any], aliases: tuple[str, ...] = (), kinks=()) -> Callable[[Formula], Activation]:
     """Decorator: the function is the formula of a pair, `f(a, b, param=default, …)`, for `glu` and `gated_mlp`."""
     return lambda formula: _register(formula, oracle, 2, aliases, kinks)
 
@@ -181,7 +178,10 @@ def resolve_name(name: str) -> Activation:
         return _BY_KEY[key]
     if key in _GATE_BY_KEY:
         return _GATE_BY_KEY[key].gated
-    spellings = {**{k: entry.gated_name for k, entry in _GATE_BY_KEY.items()}, **{k: e.name for k, e in _BY_KEY.items()}}
+    spellings = {
+        **{k: entry.gated_name for k, entry in _GATE_BY_KEY.items()},
+        **{k: e.name for k, e in _BY_KEY.items()},
+    }
     close = difflib.get_close_matches(key, spellings, n=1)
     hint = f" Did you mean {spellings[close[0]]!r}?" if close else ""
     raise ValueError(
@@ -216,12 +216,12 @@ def resolve(spec: Any) -> tuple[Activation, dict[str, Any]]:
         return _resolve_module(torch, spec)
     if torch is not None and callable(spec):
         name = getattr(spec, "__name__", "").lstrip("_")
-        entry = _BY_KEY.get(_key(name))
+        named = _BY_KEY.get(_key(name))
         # By its own name only: F.linear is not our alias of identity, nor F.bilinear the pair.
-        if entry is not None and entry.arity == 1 and _key(entry.name) == _key(name):
-            homes, spellings = (torch.nn.functional, torch, torch.special), (name, f"_{name}", entry.name)
+        if named is not None and named.arity == 1 and _key(named.name) == _key(name):
+            homes, spellings = (torch.nn.functional, torch, torch.special), (name, f"_{name}", named.name)
             if any(spec is getattr(home, spelling, None) for home in homes for spelling in spellings):
-                return entry, {}
+                return named, {}
     raise TypeError(
         f"activation must be a name, an epilogue.Activation, a torch.nn activation module or a torch.nn.functional "
         f"function; got {spec!r}. Your own is one block: see epilogue.activation."

@@ -4,7 +4,6 @@ The activation is torch's own function, so gradients of every order, functorch, 
 Results have the dtype of the product: under autocast that is autocast's, as for nn.Linear.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

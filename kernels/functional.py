@@ -201,9 +201,11 @@ def _backend(x, weight):
     if isinstance(x, np.ndarray):
         return reference
     if _eager is None:
+        import torch
+
         from . import eager as _eager
 
-        _TORCH_FLOATS.update(getattr(_eager.torch, name) for name in _FLOATS)
+        _TORCH_FLOATS.update(getattr(torch, name) for name in _FLOATS)
     if x.is_cpu and not _INTERPRET:
         return _eager
     from . import triton
@@ -276,7 +278,9 @@ def _check_arrays(op: str, x, weight_name: str, weight, bias_name: str, bias) ->
                 f"{op}: {name} must have the dtype of x, {x.dtype}; got {array.dtype}. Convert one of them, or use autocast"
             )
         if is_torch and array.device != x.device:
-            raise TypeError(f"{op}: {name} must be on the device of x, {x.device}; got {array.device}. Move one of them")
+            raise TypeError(
+                f"{op}: {name} must be on the device of x, {x.device}; got {array.device}. Move one of them"
+            )
 
 
 def _kind(x) -> str:
@@ -333,7 +337,11 @@ def _check_values(op: str, x, act: Activation, values: tuple, features: int) -> 
     for name, value in zip(act.params, values, strict=True):
         if isinstance(value, float):
             continue
-        if _is_torch(value) != _is_torch(x) or not (_is_torch(x) or isinstance(value, np.ndarray)) or not _is_float(value):
+        if (
+            _is_torch(value) != _is_torch(x)
+            or not (_is_torch(x) or isinstance(value, np.ndarray))
+            or not _is_float(value)
+        ):
             raise TypeError(f"{op}: {act.name}'s {name} must be a number or a floating {_kind(x)}, got {value!r}")
         size = value.shape[0] if value.ndim == 1 else 1
         if value.ndim > 1 or size not in (1, features):
@@ -359,7 +367,9 @@ def _dropout(op: str, x, p: float, training: bool) -> dict[str, float]:
     if not training or p == 0.0:
         return {}
     if not _is_torch(x):
-        raise ValueError(f"{op}: dropout in training needs torch tensors, got a {type(x).__name__}; pass training=False")
+        raise ValueError(
+            f"{op}: dropout in training needs torch tensors, got a {type(x).__name__}; pass training=False"
+        )
     return {"dropout_p": float(p)}
 
 

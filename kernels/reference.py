@@ -126,7 +126,8 @@ def linear_backward(dy, x, weight, bias, act: Activation, values=(), *, compute_
     dy, x_, w, b, values = _cast((dy, x, weight, bias, values), dtype)
     (dz,), dparams = _activation_grads(dy, (_affine(x_, w, b),), act, values)
     dx, dw, db = _affine_grads(dz, x_, w, b)
-    return LinearGrads(*_cast((dx, dw, db), x.dtype), _cast_params(dparams, act, given))
+    dx, dw, db = _cast((dx, dw, db), x.dtype)
+    return LinearGrads(dx, dw, db, _cast_params(dparams, act, given))
 
 
 @_quiet
@@ -147,12 +148,13 @@ def glu_backward(dy, x, weight, bias, act: Activation, values=(), *, compute_dty
     operands = [_affine(x_, w, b) for w, b in zip(weights, biases, strict=True)]
     dz, dparams = _activation_grads(dy, operands, act.gated, values)
     parts = [_affine_grads(d, x_, w, b) for d, w, b in zip(dz, weights, biases, strict=True)]
-    dx, dw, db = parts[0][0] + parts[1][0], (parts[0][1], parts[1][1]), (parts[0][2], parts[1][2])
+    dx: Any = parts[0][0] + parts[1][0]
+    dw: Any = (parts[0][1], parts[1][1])
+    db: Any = None if b is None else (parts[0][2], parts[1][2])
     if not isinstance(w, tuple):
         dw, db = np.concatenate(dw), None if b is None else np.concatenate(db)
-    elif b is None:
-        db = None
-    return LinearGrads(*_cast((dx, dw, db), x.dtype), _cast_params(dparams, act, given))
+    dx, dw, db = _cast((dx, dw, db), x.dtype)
+    return LinearGrads(dx, dw, db, _cast_params(dparams, act, given))
 
 
 @_quiet
@@ -174,7 +176,8 @@ def mlp_backward(
     h = linear(x_, w1, b1, act, values, compute_dtype=dtype)
     dh, dw2, db2 = _affine_grads(dy, h, w2, b2)
     up = linear_backward(dh, x_, w1, b1, act, values, compute_dtype=dtype)
-    return MLPGrads(*_cast((up.x, up.weight, dw2, up.bias, db2), x.dtype), _cast_params(up.params, act, given))
+    dx, dw1, dw2, db1, db2 = _cast((up.x, up.weight, dw2, up.bias, db2), x.dtype)
+    return MLPGrads(dx, dw1, dw2, db1, db2, _cast_params(up.params, act, given))
 
 
 @_quiet
@@ -203,7 +206,8 @@ def gated_mlp_backward(
     h = glu(x_, w, b, act, values, compute_dtype=dtype)
     dh, dw2, db2 = _affine_grads(dy, h, w2, b2)
     hidden = glu_backward(dh, x_, w, b, act, values, compute_dtype=dtype)
-    weights, biases = hidden.weight, hidden.bias
-    return GatedMLPGrads(
-        *_cast((hidden.x, *weights, dw2, *biases, db2), x.dtype), _cast_params(hidden.params, act, given)
+    dx, (dgate, dup), dw2, (dgate_bias, dup_bias), db2 = _cast(
+        (hidden.x, hidden.weight, dw2, hidden.bias, db2), x.dtype
     )
+    params = _cast_params(hidden.params, act, given)
+    return GatedMLPGrads(dx, dgate, dup, dw2, dgate_bias, dup_bias, db2, params)

@@ -5,7 +5,8 @@ Every backend brings functions of these names; `bind` gives a formula's code obj
 
 import types
 from collections.abc import Callable, Mapping
-from math import erfc, sqrt as _sqrt
+from math import erfc
+from math import sqrt as _sqrt
 from typing import Any
 
 import numpy as np

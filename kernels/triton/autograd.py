@@ -28,7 +28,8 @@ def glu(x: Tensor, weight: Any, bias: Any, act: Activation, values: tuple) -> Te
     act = act.gate or act
     if isinstance(weight, Tensor):
         return _call(x, weight, None, bias, None, act, values, True)
-    return _call(x, *weight, *(bias or (None, None)), act, values, True)
+    gate_bias, up_bias = bias or (None, None)
+    return _call(x, weight[0], weight[1], gate_bias, up_bias, act, values, True)
 
 
 def mlp(x, up_weight, down_weight, up_bias, down_bias, act: Activation, values: tuple, dropout_p=0.0) -> Tensor:
@@ -107,23 +108,23 @@ def _backward(ctx, dy: Tensor | None, dz_unused: Tensor | None, pointwise: Any) 
     needs = [needs_x or needs_weight or needs_up, needs_bias or needs_up_bias, needs_learned]
     dy = rows_of(dy)
     dz, dbias, dlearned = pointwise(dy, saved, learned, ctx.activation, ctx.numbers, ctx.learned_at, ctx.gated, needs)
-    dx = dw = dup = dup_bias = None
     n = dy.shape[-1]
+    dx = dw = dup = dup_bias = None
     if needs_x:
         dx = dz @ weight if up_weight is None else torch.addmm(dz[:, n:] @ up_weight, dz[:, :n], weight)
         dx = dx.view(*ctx.leading, dx.shape[-1])
-    if needs_weight or needs_up:
-        if needs_weight:
-            dw = (dz if up_weight is None else dz[:, :n]).t() @ rows_of(x)
-        if needs_up:
-            dup = dz[:, n:].t() @ rows_of(x)
-    if needs[1]:
-        dbias = dbias.to(dy.dtype)
-        if up_weight is not None or up_bias is not None:
-            dbias, dup_bias = (dbias[:n] if needs_bias else None, dbias[n:] if needs_up_bias else None)
+    if needs_weight:
+        dw = (dz if up_weight is None else dz[:, :n]).t() @ rows_of(x)
+    if needs_up:
+        dup = dz[:, n:].t() @ rows_of(x)
+    dbias = dbias.to(dy.dtype) if needs_bias or needs_up_bias else None
+    if up_weight is not None and dbias is not None:
+        dup_bias = dbias[n:] if needs_up_bias else None
+        dbias = dbias[:n] if needs_bias else None
     if needs_learned:
-        dlearned = (dlearned.sum() if learned.numel() == 1 else dlearned).reshape(learned.shape).to(learned.dtype)
-    return dx, dw, dup, dbias if needs_bias else None, dup_bias, dlearned if needs_learned else None, *(None,) * 5
+        dlearned = dlearned.sum() if learned.numel() == 1 else dlearned
+        dlearned = dlearned.reshape(learned.shape).to(learned.dtype)
+    return dx, dw, dup, dbias, dup_bias, dlearned if needs_learned else None, *(None,) * 5
 
 
 def _differentiable_backward(ctx, dy, x, weight, up_weight, bias, up_bias, learned) -> tuple:
@@ -153,7 +154,7 @@ def _pointwise(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dz, dbias, dparam) of linear_bwd, empty tensors where not needed."""
     act, values = ACTIVATIONS[activation], _values(numbers, learned, learned_at)
-    results = linear_bwd(dy, rows_of(saved), act, values, gated, tuple(needs))
+    results = linear_bwd(dy, rows_of(saved), act, values, gated, needs)
     return tuple(dy.new_empty(0) if r is None else r for r in results)  # type: ignore[return-value]
 
 
@@ -205,6 +206,4 @@ for _key in ("CPU", "CUDA"):
     _library.impl("linear_bwd", _pointwise, _key)
 torch.library.register_fake("epilogue::linear_fwd", _fake_forward, lib=_library)
 torch.library.register_fake("epilogue::linear_bwd", _fake_pointwise, lib=_library)
-torch.library.register_autograd(
-    "epilogue::linear_fwd", _operator_backward, setup_context=_setup_context, lib=_library
-)
+torch.library.register_autograd("epilogue::linear_fwd", _operator_backward, setup_context=_setup_context, lib=_library)

@@ -48,7 +48,7 @@ TABLE: dict[tuple[bool, bool, int], tuple[Config, ...]] = {
         Config(64, 128, 64, 8, 3, True),
         Config(64, 64, 64, 4, 3, True),
     ),
-    (True, False, 4): (Config(128, 128, 32, 8, 3, True), Config(64, 64, 32, 4, 4, True)),
+    (True, False, 4): (Config(128, 128, 32, 8, 3, True, PIECES=2), Config(64, 64, 32, 4, 4, True)),
     (True, True, 4): (Config(128, 64, 32, 8, 3, True), Config(64, 64, 32, 4, 3, True)),
     (False, False, 2): (
         Config(128, 128, 32, 8, 4),
@@ -60,7 +60,7 @@ TABLE: dict[tuple[bool, bool, int], tuple[Config, ...]] = {
     (False, True, 4): (Config(64, 32, 32, 4, 3), Config(16, 32, 32, 4, 3)),
 }
 
-BWD_BLOCK = {"BLOCK_M": 16, "BLOCK_N": 128, "num_warps": 4}
+BWD_BLOCK = {"BLOCK_M": 8, "BLOCK_N": 128, "num_warps": 4}
 
 
 class Machine(NamedTuple):
@@ -79,7 +79,8 @@ def machine(x: Tensor) -> Machine:
 @functools.cache
 def _gpu(index: int) -> Machine:
     properties = torch.cuda.get_device_properties(index)
-    return Machine(properties.multi_processor_count, properties.shared_memory_per_block_optin, properties.major >= 9)
+    shared_bytes: int = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # missing in torch's stub
+    return Machine(properties.multi_processor_count, shared_bytes, properties.major >= 9)
 
 
 @functools.lru_cache(maxsize=4096)

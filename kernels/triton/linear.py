@@ -4,6 +4,7 @@ Two forward kernels compute the same: one loads by tensor descriptors (TMA, sm_9
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -213,7 +214,9 @@ def linear_fwd(operands: Operands, save: bool, config: Config | None = None) -> 
                 for t, rows in ((x, config.BLOCK_M), (weight, config.BLOCK_N), (up, config.BLOCK_N))
             ]
             results = [
-                None if t is None else TensorDescriptor.from_tensor(t, [config.BLOCK_M, config.BLOCK_N // config.PIECES])
+                None
+                if t is None
+                else TensorDescriptor.from_tensor(t, [config.BLOCK_M, config.BLOCK_N // config.PIECES])
                 for t in (y, z_gate, z_up)
             ]
             linear_fwd_tma_kernel[(programs,)](
@@ -229,7 +232,7 @@ def linear_fwd(operands: Operands, save: bool, config: Config | None = None) -> 
 
 
 def linear_bwd(
-    dy: Tensor, saved: Tensor, act: Activation, values: tuple, gated: bool, needs: tuple[bool, bool, bool]
+    dy: Tensor, saved: Tensor, act: Activation, values: tuple, gated: bool, needs: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """(dz, dbias float32, dparam float32) for dy [M, N] and saved z or y; gated: saved and dz are gate|up [M, 2N], dbias [2N].
 
@@ -263,7 +266,7 @@ def gradients(act: Activation, values: tuple, gated: bool, dtype: torch.dtype) -
     else:
         from_output = None if gated else base.output_derivative(values)
         grad, grad_up = from_output or base.derivatives["x"], None
-    learned = next((name for name, v in zip(base.params, values, strict=True) if isinstance(v, Tensor)), None)
+    learned = next((name for name, v in zip(base.params, values, strict=True) if isinstance(v, Tensor)), "")
     formulas = {"value": base.value, "grad": grad, "grad_up": grad_up, "grad_param": base.derivatives.get(learned)}
     return {name: formula and device_function(formula, dtype) for name, formula in formulas.items()}
 

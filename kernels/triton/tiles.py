@@ -43,10 +43,10 @@ def load_params(params, cols, N, PARAM_STRIDES: tl.constexpr):
     values = ()
     for i in tl.static_range(len(PARAM_STRIDES)):
         if PARAM_STRIDES[i] is None:
-            values = values + (params[i],)
+            values = values + (params[i],)  # type: ignore[assignment]
         else:
             row = tl.load(params[i] + cols * PARAM_STRIDES[i], mask=cols < N, other=0.0)
-            values = values + (row.to(tl.float32)[None, :],)
+            values = values + (row.to(tl.float32)[None, :],)  # type: ignore[assignment]
     return values
 
 

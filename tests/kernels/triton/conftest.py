@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+
 from epilogue.triton import INTERPRET
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode wants it

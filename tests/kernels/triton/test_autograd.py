@@ -2,10 +2,11 @@
 
 import copy
 
-import epilogue
 import pytest
 import torch
 import torch.nn.functional as F
+
+import epilogue
 from epilogue.nn import FusedGatedMLP, FusedLinear, FusedMLP
 from epilogue.triton import refusal
 from epilogue.triton.linear import Operands, linear_fwd
@@ -115,7 +116,9 @@ def test_second_derivatives(op, device):
         leaves = [t.to(dtype, copy=True).requires_grad_() for t in (x, weight, bias)]
         a, w, b = leaves
         if op == "linear":
-            y = epilogue.linear(a, w, b, "swish", beta=(beta := torch.tensor(1.3, dtype=dtype, device=device, requires_grad=True)))
+            y = epilogue.linear(
+                a, w, b, "swish", beta=(beta := torch.tensor(1.3, dtype=dtype, device=device, requires_grad=True))
+            )
             leaves.append(beta)
         elif op == "glu packed":
             y = epilogue.glu(a, w, b)

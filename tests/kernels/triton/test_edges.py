@@ -1,9 +1,10 @@
 """Shapes, strides, configs and values at the edges of what the kernels serve."""
 
-import checks
-import epilogue
 import pytest
 import torch
+
+import checks
+import epilogue
 from checks import assert_accurate
 from epilogue.triton.configs import TABLE, Machine, choose
 from epilogue.triton.linear import Operands, linear_bwd, linear_fwd

@@ -1,11 +1,12 @@
 """Every formula as device code, in both vocabularies, against the same formula in NumPy with float64."""
 
-import checks
 import numpy as np
 import pytest
 import torch
 import triton
 import triton.language as tl
+
+import checks
 from epilogue.triton.vocabulary import device_function
 
 FORMULAS = [

@@ -1,9 +1,10 @@
 """Every activation through the kernels, forward and backward, as accurate as torch's own unfused layers of the same dtype."""
 
-import checks
-import epilogue
 import pytest
 import torch
+
+import checks
+import epilogue
 from checks import assert_accurate
 from epilogue.triton import refusal
 

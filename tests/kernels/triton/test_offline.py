@@ -1,6 +1,7 @@
 """Every shipped kernel x config compiles for sm_80, sm_90 and sm_100, without a GPU, and keeps to the chip's limits."""
 
 import pytest
+
 from epilogue.benchmarks.offline import SHARED_BYTES, Case, compile_case, shipped
 from epilogue.catalogue import ACTIVATIONS
 

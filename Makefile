@@ -1,0 +1,41 @@
+# Two commands need nothing but Python 3.10+, git and make: `make demo` and `make test`. Each makes its own virtual environment.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# A strict editable install is a tree of links, one per file, so it is made again when a file comes or goes.
+FILES := $(shell ls kernels/*.py kernels/*/*.py nn/*.py benchmarks/*.py | cksum | cut -d' ' -f1)
+INSTALLED := $(VENV)/installed-$(FILES)
+
+# The folder kernels/ must not be importable by that name: Hugging Face has a package called so.
+export PYTHONSAFEPATH := 1
+
+.PHONY: demo test check format clean
+
+demo: $(INSTALLED)
+	$(BIN)/epilogue demo $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/pytest -n auto
+ifeq ($(shell uname -s),Linux)
+	TRITON_INTERPRET=1 $(BIN)/pytest -n auto tests/kernels/triton
+endif
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+clean:
+	rm -rf $(VENV) build out
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	rm -rf build $(VENV)/installed-*
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test]" --config-settings editable_mode=strict
+	touch $@

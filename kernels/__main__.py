@@ -1,0 +1,8 @@
+"""`python -m epilogue`, and the console script `epilogue`."""
+
+import sys
+
+from epilogue.benchmarks.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
