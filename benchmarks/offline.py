@@ -97,7 +97,7 @@ def _arguments(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
     act = ACTIVATIONS[case.activation]
     values = tuple(act.params.values())
     shared: dict[str, Any] = {
-        "params": ("fp32",) * len(values),
+        "act_params": ("fp32",) * len(values),
         "PARAM_STRIDES": (None,) * len(values),
         "M": "i32",
         "N": "i32",

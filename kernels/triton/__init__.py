@@ -33,7 +33,7 @@ def refusal(x: torch.Tensor, weight: Any) -> str | None:
     device = x.device
     if device.type == "cuda":
         if device.index not in _CAPABLE:
-            _CAPABLE[device.index] = torch.cuda.get_device_capability(device) >= (8, 0)
+            _CAPABLE[device.index] = torch.cuda.get_device_properties(device).major >= 8
         if not _CAPABLE[device.index]:
             return "the GPU is older than compute capability 8.0"
     elif device.type != "cpu" or not INTERPRET:

@@ -1,6 +1,7 @@
 """act(x Wᵀ + b), and with a second weight act(x Gᵀ + bg) ⊙ (x Uᵀ + bu): forward kernels and backward's pointwise kernel.
 
 Two forward kernels compute the same: one loads by tensor descriptors (TMA, sm_90 and newer), one by pointers (everything else).
+No kernel argument may be called `params`: the function that Triton writes to bind a launch's arguments has a variable of that name.
 """
 
 import math
@@ -21,7 +22,7 @@ from .vocabulary import device_function
 
 @triton.jit(do_not_specialize=["M"])
 def linear_fwd_kernel(
-    x_ptr, weight_ptr, up_ptr, bias_ptr, up_bias_ptr, y_ptr, z_ptr, z_up_ptr, params,
+    x_ptr, weight_ptr, up_ptr, bias_ptr, up_bias_ptr, y_ptr, z_ptr, z_up_ptr, act_params,
     M, N, K, stride_xm, stride_xk, stride_wn, stride_wk, stride_un, stride_uk, stride_zm,
     value: tl.constexpr, GATED: tl.constexpr, PARAM_STRIDES: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
@@ -59,13 +60,13 @@ def linear_fwd_kernel(
         up = add_bias(up, up_bias_ptr, cols, N)
         if z_ptr is not None:
             tl.store(z_up_ptr + rows64 * stride_zm + cols64, rounded(up, z_ptr.dtype.element_ty), mask=mask)
-    y = activate(z, up, load_params(params, cols, N, PARAM_STRIDES), value, GATED)
+    y = activate(z, up, load_params(act_params, cols, N, PARAM_STRIDES), value, GATED)
     tl.store(y_ptr + rows64 * N + cols64, rounded(y, y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["M"])
 def linear_fwd_tma_kernel(
-    x_desc, weight_desc, up_desc, bias_ptr, up_bias_ptr, y_desc, z_desc, z_up_desc, params,
+    x_desc, weight_desc, up_desc, bias_ptr, up_bias_ptr, y_desc, z_desc, z_up_desc, act_params,
     M, N, K,
     value: tl.constexpr, GATED: tl.constexpr, PARAM_STRIDES: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
@@ -98,13 +99,13 @@ def linear_fwd_tma_kernel(
                 up_piece = add_bias(up_pieces[i], up_bias_ptr, cols, N)
                 if z_desc is not None:
                     z_up_desc.store([row, start], rounded(up_piece, z_desc.dtype))
-            y = activate(z, up_piece, load_params(params, cols, N, PARAM_STRIDES), value, GATED)
+            y = activate(z, up_piece, load_params(act_params, cols, N, PARAM_STRIDES), value, GATED)
             y_desc.store([row, start], rounded(y, y_desc.dtype))
 
 
 @triton.jit(do_not_specialize=["M", "rows_per_program"])
 def linear_bwd_kernel(
-    dy_ptr, saved_ptr, up_ptr, dz_ptr, dup_ptr, dbias_ptr, dup_bias_ptr, dparam_ptr, params,
+    dy_ptr, saved_ptr, up_ptr, dz_ptr, dup_ptr, dbias_ptr, dup_bias_ptr, dparam_ptr, act_params,
     M, N, stride_dym, stride_dyn, stride_sm, stride_dzm, rows_per_program,
     value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr, grad_param: tl.constexpr,
     PARAM_STRIDES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -117,7 +118,7 @@ def linear_bwd_kernel(
     cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     cols64 = cols.to(tl.int64)[None, :]
     col_mask = cols < N
-    values = load_params(params, cols, N, PARAM_STRIDES)
+    values = load_params(act_params, cols, N, PARAM_STRIDES)
     sum_z = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     sum_up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     sum_param = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)

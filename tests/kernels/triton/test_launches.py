@@ -1,0 +1,57 @@
+"""The launchers' own calls, compiled for a GPU that is not there: what Triton makes of the arguments that they really pass.
+
+The interpreter binds arguments in a way of its own, and the offline compiler is told their types; only this walks the launch path.
+"""
+
+import epilogue
+import pytest
+import torch
+from epilogue.triton import linear as kernels
+from epilogue.triton.configs import Machine
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
+
+
+class AbsentGPU:
+    """A driver that knows its target and nothing else: enough to compile, not to launch."""
+
+    def __init__(self, capability):
+        self.get_current_target = lambda: GPUTarget("cuda", capability, 32)
+        self.get_current_device = lambda: 0
+        self.get_current_stream = lambda device: 0
+
+
+@pytest.fixture(params=[80, 90], ids=["sm_80", "sm_90"])
+def launched(request, monkeypatch):
+    """Names of the kernels that were launched, which were compiled instead."""
+    names = []
+    run = JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **kwargs):
+        run(self, *args, grid=grid, warmup=True, **kwargs)
+        names.append(self.__name__)
+
+    monkeypatch.setattr(driver, "_active", AbsentGPU(request.param))
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    monkeypatch.setattr(kernels, "machine", lambda x: Machine(132, 160 * 1024, request.param >= 90))
+    return names
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("silu", ()), ("leaky_relu", (0.1,)), ("threshold", (0.0, 1.0)), ("prelu", ("scalar",)), ("prelu", ("channel",))],
+)
+@pytest.mark.parametrize("shape", [(256, 512, 128), (37, 29, 19)], ids=["aligned", "odd"])
+def test_launch(launched, shape, name, values, gated, request):
+    (m, n, k), act = shape, epilogue.ACTIVATIONS[name]
+    values = tuple({"scalar": torch.ones(()), "channel": torch.ones(n)}.get(v, v) for v in values)
+    x, dy, weight, bias = (torch.zeros(s) for s in ((m, k), (m, n), ((1 + gated) * n, k), ((1 + gated) * n,)))
+    operands = kernels.Operands(x.bfloat16(), weight.bfloat16(), None, bias.bfloat16(), None, act, values, gated)
+    _, z = kernels.linear_fwd(operands, save=True)
+    kernels.linear_bwd(dy.bfloat16(), z, act, values, gated, (True, True, bool(act.learnable)))
+    descriptors = "sm_90" in request.node.name and "aligned" in request.node.name
+    assert launched == ["linear_fwd_tma_kernel" if descriptors else "linear_fwd_kernel", "linear_bwd_kernel"]
