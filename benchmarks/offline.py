@@ -18,7 +18,8 @@ from triton.compiler import ASTSource
 
 from epilogue.catalogue import ACTIVATIONS
 from epilogue.triton.configs import BWD_BLOCK, TABLE, Config
-from epilogue.triton.linear import gradients, linear_bwd_kernel, linear_fwd_kernel, linear_fwd_tma_kernel
+from epilogue.triton.linear import linear_fwd_kernel, linear_fwd_tma_kernel
+from epilogue.triton.pointwise import gradients, linear_bwd_kernel
 from epilogue.triton.vocabulary import device_function
 
 POINTER = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
@@ -140,7 +141,7 @@ def _descriptors(case: Case, element: str) -> dict[str, Any]:
     result = box(config.BLOCK_M, config.BLOCK_N // config.PIECES)
     return {
         "x_desc": box(config.BLOCK_M, config.BLOCK_K), "weight_desc": weight, "up_desc": weight if case.gated else None,
-        "y_desc": result, "z_desc": result, "z_up_desc": result if case.gated else None, "NUM_PROGRAMS": 132,
+        "y_desc": result, "z_desc": result, "z_up_desc": result if case.gated else None,
     }  # fmt: skip
 
 

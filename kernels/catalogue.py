@@ -182,8 +182,8 @@ def resolve_name(name: str) -> Activation:
         **{k: entry.gated_name for k, entry in _GATE_BY_KEY.items()},
         **{k: e.name for k, e in _BY_KEY.items()},
     }
-    close = difflib.get_close_matches(key, spellings, n=1)
-    hint = f" Did you mean {spellings[close[0]]!r}?" if close else ""
+    close = [spellings[k] for k in difflib.get_close_matches(key, spellings, n=2)]
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     raise ValueError(
         f"unknown activation {name!r}.{hint} Known: {', '.join(ACTIVATIONS)}. "
         "Your own is one block: see epilogue.activation."

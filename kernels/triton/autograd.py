@@ -13,7 +13,9 @@ from torch import Tensor
 from .. import eager
 from ..catalogue import ACTIVATIONS, Activation
 from . import compute_dtype
-from .linear import Operands, linear_bwd, linear_fwd, rows_of
+from .linear import linear_fwd
+from .operands import Operands, rows_of
+from .pointwise import linear_bwd
 
 _NO_LEARNED = -1
 

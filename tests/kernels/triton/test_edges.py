@@ -7,7 +7,9 @@ import checks
 import epilogue
 from checks import assert_accurate
 from epilogue.triton.configs import TABLE, Machine, choose
-from epilogue.triton.linear import Operands, linear_bwd, linear_fwd
+from epilogue.triton.linear import linear_fwd
+from epilogue.triton.operands import Operands
+from epilogue.triton.pointwise import linear_bwd
 
 GELU, SILU, RELU = (epilogue.ACTIVATIONS[name] for name in ("gelu", "silu", "relu"))
 

@@ -3,14 +3,16 @@
 The interpreter binds arguments in a way of its own, and the offline compiler is told their types; only this walks the launch path.
 """
 
-import epilogue
 import pytest
 import torch
-from epilogue.triton import linear as kernels
-from epilogue.triton.configs import Machine
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
+
+import epilogue
+from epilogue.triton import linear, pointwise
+from epilogue.triton.configs import Machine
+from epilogue.triton.operands import Operands
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
 
@@ -36,7 +38,9 @@ def launched(request, monkeypatch):
 
     monkeypatch.setattr(driver, "_active", AbsentGPU(request.param))
     monkeypatch.setattr(JITFunction, "run", compile_only)
-    monkeypatch.setattr(kernels, "machine", lambda x: Machine(132, 160 * 1024, request.param >= 90))
+    chip = Machine(132, 160 * 1024, request.param >= 90)
+    monkeypatch.setattr(linear, "machine", lambda x: chip)
+    monkeypatch.setattr(pointwise, "machine", lambda x: chip)
     return names
 
 
@@ -50,8 +54,8 @@ def test_launch(launched, shape, name, values, gated, request):
     (m, n, k), act = shape, epilogue.ACTIVATIONS[name]
     values = tuple({"scalar": torch.ones(()), "channel": torch.ones(n)}.get(v, v) for v in values)
     x, dy, weight, bias = (torch.zeros(s) for s in ((m, k), (m, n), ((1 + gated) * n, k), ((1 + gated) * n,)))
-    operands = kernels.Operands(x.bfloat16(), weight.bfloat16(), None, bias.bfloat16(), None, act, values, gated)
-    _, z = kernels.linear_fwd(operands, save=True)
-    kernels.linear_bwd(dy.bfloat16(), z, act, values, gated, (True, True, bool(act.learnable)))
+    operands = Operands(x.bfloat16(), weight.bfloat16(), None, bias.bfloat16(), None, act, values, gated)
+    _, z = linear.linear_fwd(operands, save=True)
+    pointwise.linear_bwd(dy.bfloat16(), z, act, values, gated, (True, True, bool(act.learnable)))
     descriptors = "sm_90" in request.node.name and "aligned" in request.node.name
     assert launched == ["linear_fwd_tma_kernel" if descriptors else "linear_fwd_kernel", "linear_bwd_kernel"]

@@ -1,0 +1,128 @@
+"""The command line: `epilogue demo`, `epilogue doctor`, `epilogue host-cost`.
+
+Importing this file imports neither torch nor Triton: a command does when it runs, so that `--help` is quick, `doctor` works on a broken
+installation, and `demo --interpret` can set Triton's switch in time.
+"""
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EXAMPLES = """examples:
+  epilogue demo                train on handwritten digits: stock torch.nn and epilogue, side by side
+  epilogue demo --interpret    a few steps through the Triton kernels themselves, on any Linux machine
+  epilogue doctor              what is installed, what runs where, and whether a kernel computes rightly
+  epilogue host-cost           what one tiny call costs the host, against plain torch
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = _parser().parse_args(argv, argparse.Namespace(argv=argv))
+    return args.command(args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "epilogue",
+        description="Fused linear + activation kernels for PyTorch.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    demo = commands.add_parser(
+        "demo",
+        help="train a digit classifier twice, with torch.nn and with epilogue",
+        description="Train a small classifier of scikit-learn's handwritten digits twice from the same weights and batches: with "
+        "stock torch.nn and with epilogue's layers. Prints both side by side and draws both loss curves. Exit status 1 where "
+        "accuracy or agreement falls short of what the demo promises.",
+    )
+    demo.add_argument(
+        "--interpret", action="store_true", help="run the Triton kernels in Triton's interpreter, on the CPU"
+    )
+    demo.add_argument(
+        "--steps",
+        type=_steps,
+        metavar="N",
+        help="training steps (default 400, or 6 with --interpret; fewer promise no accuracy)",
+    )
+    demo.add_argument(
+        "--out", type=Path, metavar="DIR", default=Path("out"), help="folder of the picture (default %(default)s)"
+    )
+    demo.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
+    demo.set_defaults(command=_demo)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="what is installed, what runs where, and one kernel's check",
+        description="Print versions, the GPU, the backend that each kind of array takes and why not another, and check one kernel "
+        "against the NumPy reference. Exit status 1 where that check fails.",
+    )
+    doctor.set_defaults(command=_doctor)
+
+    host_cost = commands.add_parser(
+        "host-cost",
+        help="what one tiny call costs the host",
+        description="Measure the host's cost of one 4x8 float32 call, eager F.gelu(F.linear(x, w, b)) against "
+        "epilogue.linear(x, w, b), without grad and forward + backward.",
+    )
+    host_cost.add_argument("--json", type=Path, metavar="FILE", help="write the measurement and what it ran on to FILE")
+    host_cost.set_defaults(command=_host_cost)
+    return parser
+
+
+def _steps(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"a number of steps is 1 or more, got {text!r}")
+    return int(text)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    _need("demo", {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm"})
+    if args.interpret:
+        if args.device == "cuda":
+            raise SystemExit("epilogue demo: --interpret runs on the CPU; leave out --device cuda")
+        if importlib.util.find_spec("triton") is None:
+            raise SystemExit(
+                "epilogue demo: --interpret needs Triton, which pip installs on Linux alone: pip install triton"
+            )
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            _restart_interpreted(args.argv)
+    from epilogue.benchmarks import demo
+
+    return demo.main(args.interpret, args.steps, args.out, args.device)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from epilogue.benchmarks.report import table, versions
+
+    print(table([("package", "version"), *versions().items()]), end="\n\n")
+    try:
+        from epilogue.benchmarks import doctor
+    except (ImportError, OSError) as error:  # OSError: one of torch's own libraries is missing
+        print(f"FAILED: {error}. Without torch NumPy arrays alone are served, by the reference.")
+        return 1
+    return doctor.main()
+
+
+def _host_cost(args: argparse.Namespace) -> int:
+    from epilogue.benchmarks import host_cost
+
+    return host_cost.main(args.json)
+
+
+def _need(extra: str, distributions: dict[str, str]) -> None:
+    missing = [name for module, name in distributions.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise SystemExit(f'epilogue {extra}: {", ".join(missing)} not installed; pip install "epilogue[{extra}]"')
+
+
+def _restart_interpreted(argv: list[str]) -> None:
+    """The same command in a fresh process: this one has read Triton's switch already, when it imported `epilogue`."""
+    command = [sys.executable, "-m", "epilogue", *argv]
+    os.execve(sys.executable, command, {**os.environ, "TRITON_INTERPRET": "1"})

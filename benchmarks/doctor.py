@@ -1,0 +1,144 @@
+"""`epilogue doctor`: which backend each kind of array takes on this machine, and whether a kernel computes rightly."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from epilogue import linear, linear_backward, triton
+from epilogue.benchmarks.report import table
+
+KERNELS, INTERPRETED, EAGER = "Triton kernels", "Triton kernels, interpreted", "plain torch operations"
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in triton.DTYPES}
+
+
+def main() -> int:
+    """Print it all; 1 where the check of a kernel fails."""
+    print(f"GPU: {gpus()}\n")
+    print(table([("array", "runs on", "because"), *backends()]), end="\n\n")
+    return check()
+
+
+def gpus() -> str:
+    """The GPUs that torch reaches, or why there is none."""
+    if torch.version.cuda is None:
+        return f"none, torch {torch.__version__} is built without CUDA"
+    if not torch.cuda.is_available():
+        return f"none, torch is built for CUDA {torch.version.cuda} but finds no GPU or no driver"
+    names = []
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        names.append(f"{torch.cuda.get_device_name(index)} (compute capability {major}.{minor})")
+    return f"{', '.join(names)}; CUDA runtime {torch.version.cuda}, driver {_driver()}"
+
+
+def _driver() -> str:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return "unknown"
+    command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    return lines[0] if lines else "unknown"
+
+
+def backends() -> list[tuple[str, str, str]]:
+    """(kind of array, what its operations run on here, why that and not another)."""
+    missing, served = triton.missing(), f"the kernels take {', '.join(DTYPES)}"
+    cuda = {**DTYPES, "float64": torch.float64}
+    return [
+        *((f"torch.Tensor, CUDA, {name}", *_cuda_backend(dtype, served)) for name, dtype in cuda.items()),
+        ("torch.Tensor, CPU, float32", *_backend(torch.empty(1, 1))),
+        ("torch.Tensor, CPU, TRITON_INTERPRET=1", *((EAGER, missing) if missing else (INTERPRETED, served))),
+        ("numpy.ndarray", "NumPy reference", "the kernels and torch's operations take tensors"),
+        ("cupy.ndarray", "nothing", "CuPy kernels come in a later release; torch.from_dlpack(x) makes it a tensor"),
+    ]
+
+
+def _backend(x: Tensor) -> tuple[str, str]:
+    refusal = triton.refusal(x, x)
+    if refusal:
+        return EAGER, refusal
+    return (INTERPRETED, "TRITON_INTERPRET is set") if triton.INTERPRET else (KERNELS, "this GPU and dtype are served")
+
+
+def _cuda_backend(dtype: torch.dtype, served: str) -> tuple[str, str]:
+    if torch.cuda.is_available():
+        return _backend(torch.empty(1, 1, device="cuda", dtype=dtype))
+    missing = triton.missing()
+    if missing or dtype not in triton.DTYPES:
+        return EAGER, f"{missing or served}; no GPU here"
+    return KERNELS, "no GPU here, though"
+
+
+def check() -> int:
+    """Hold `linear`, forward and backward, against the reference, in a process of its own: a crash there is a finding here."""
+    missing = triton.missing()
+    if missing:
+        print(f"Check: no kernel can run, {missing}.")
+        return 0
+    if torch.cuda.is_available():
+        print("Check: epilogue.linear with gelu, compiled for this GPU, against the NumPy reference")
+        device, interpret = "cuda", "0"
+    else:
+        print("Check: no GPU to run a compiled kernel; epilogue.linear with gelu in Triton's interpreter instead,")
+        print("against the NumPy reference")
+        device, interpret = "cpu", "1"
+    command = [sys.executable, "-c", f"from epilogue.benchmarks import doctor; doctor.measure({device!r})"]
+    environment = {**os.environ, "TRITON_INTERPRET": interpret}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if result.returncode:
+        print(f"FAILED:\n{result.stderr.strip()}")
+        return 1
+    return verdict(json.loads(result.stdout.splitlines()[-1]))
+
+
+def verdict(measured: dict[str, Any]) -> int:
+    """Print the errors that `measure` found; 1 where the kernels' is more than twice torch's own and one unit of rounding."""
+    rows = [("dtype", "largest error", "torch's own", "verdict")]
+    for name, found in measured.items():
+        if found["refusal"]:
+            rows.append((name, "", "", f"not run: {found['refusal']}"))
+            continue
+        good = found["epilogue"] <= 2 * found["torch"] + torch.finfo(DTYPES[name]).eps  # not so for NaN
+        rows.append((name, f"{found['epilogue']:.1e}", f"{found['torch']:.1e}", "ok" if good else "FAILED"))
+    print(table(rows))
+    print(
+        "Errors of y, dx, dw and db, relative to each one's largest value; allowed: twice torch's own and one rounding."
+    )
+    return int(any(row[-1] == "FAILED" for row in rows))
+
+
+def measure(device: str) -> None:
+    """Print, as JSON, for each dtype the errors of epilogue's and torch's gelu(x Wᵀ + b), or why the kernels refuse."""
+    found: dict[str, dict[str, Any]] = {}
+    sizes = ((70, 96), (50, 96), (50,), (70, 50))  # x, weight, bias, dy; no multiple of a tile
+    for name, dtype in DTYPES.items():
+        torch.manual_seed(0)
+        operands = [torch.randn(size).to(device, dtype).requires_grad_() for size in sizes]
+        found[name] = {"refusal": triton.refusal(operands[0], operands[1])}
+        if not found[name]["refusal"]:
+            found[name]["epilogue"] = _error(linear, *operands)
+            found[name]["torch"] = _error(lambda x, weight, bias: F.gelu(F.linear(x, weight, bias)), *operands)
+    print(json.dumps(found))
+
+
+def _error(operation: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor, dy: Tensor) -> float:
+    """The largest error among y, dx, dw and db, each relative to its largest value; NaN where one is."""
+    y = operation(x, weight, bias)
+    results = [_exactly(result) for result in (y, *torch.autograd.grad(y, (x, weight, bias), dy))]
+    layer = [_exactly(operand) for operand in (x, weight, bias)]
+    expected = (linear(*layer), *linear_backward(_exactly(dy), *layer)[:3])
+    errors = [np.abs(got - exact).max() / np.abs(exact).max() for got, exact in zip(results, expected, strict=True)]
+    return float(np.max(errors))
+
+
+def _exactly(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().double().cpu().numpy()

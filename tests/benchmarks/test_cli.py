@@ -1,0 +1,94 @@
+"""The command line: help, early imports, messages for what is missing, the restart for Triton's interpreter."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+from epilogue.benchmarks import cli
+
+
+def run(*command, cwd):
+    """A fresh Python, outside the repository, whose folder `kernels` it must not see."""
+    return subprocess.run([sys.executable, *command], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.fixture
+def lacks(monkeypatch):
+    """Makes a module look uninstalled."""
+    find_spec = importlib.util.find_spec
+
+    def uninstall(*names):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in names else find_spec(name))
+
+    return uninstall
+
+
+def test_help_needs_no_torch(tmp_path):
+    result = run("-c", "import sys, epilogue.benchmarks.cli; assert 'torch' not in sys.modules", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_package_runs_as_a_module(tmp_path):
+    result = run("-m", "epilogue", "--help", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "epilogue demo --interpret" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["demo", "doctor", "host-cost"])
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([command, "--help"])
+    assert stopped.value.code == 0
+    assert "usage: epilogue" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("steps", ["0", "-1", "many"])
+def test_steps_must_be_a_positive_number(steps, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["demo", f"--steps={steps}"])
+    assert stopped.value.code == 2
+    assert "1 or more" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named(lacks):
+    lacks("sklearn", "tqdm")
+    with pytest.raises(SystemExit, match=r'scikit-learn, tqdm not installed; pip install "epilogue\[demo\]"'):
+        cli.main(["demo"])
+
+
+def test_the_interpreter_needs_triton(lacks):
+    lacks("triton")
+    with pytest.raises(SystemExit, match="needs Triton"):
+        cli.main(["demo", "--interpret"])
+
+
+def test_the_interpreter_runs_on_the_cpu():
+    with pytest.raises(SystemExit, match="runs on the CPU"):
+        cli.main(["demo", "--interpret", "--device", "cuda"])
+
+
+def test_interpret_restarts_with_tritons_switch(monkeypatch):
+    def execve(path, command, environment):
+        assert path == command[0] == sys.executable
+        assert command[1:] == ["-m", "epilogue", "demo", "--interpret", "--steps", "2"]
+        assert environment["TRITON_INTERPRET"] == "1"
+        raise SystemExit("restarted")
+
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(os, "execve", execve)
+    with pytest.raises(SystemExit, match="restarted"):
+        cli.main(["demo", "--interpret", "--steps", "2"])
+
+
+def test_doctor_speaks_without_torch(tmp_path):
+    hide = (
+        "import sys; sys.modules['torch'] = None; from epilogue.benchmarks import cli; sys.exit(cli.main(['doctor']))"
+    )
+    result = run("-c", hide, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "torch     not installed" in result.stdout
+    assert "NumPy arrays alone" in result.stdout

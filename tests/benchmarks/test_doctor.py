@@ -1,0 +1,77 @@
+"""The doctor: its table agrees with what the operations do, its check finds what is wrong."""
+
+import math
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from epilogue import triton
+from epilogue.benchmarks import doctor
+from epilogue.benchmarks.report import table, versions
+
+
+def test_a_healthy_machine(capsys):
+    assert doctor.main() == 0
+    printed = capsys.readouterr().out
+    assert "GPU: " in printed
+    if triton.missing() is None:
+        assert printed.count(" ok") == len(doctor.DTYPES)
+
+
+def test_every_kind_of_array_has_its_row():
+    rows = {array: (backend, reason) for array, backend, reason in doctor.backends()}
+    assert len(rows) == 8
+    assert rows["torch.Tensor, CUDA, float64"][0] == doctor.EAGER
+    assert rows["cupy.ndarray"][0] == "nothing"
+    assert all(reason for _, reason in rows.values())
+
+
+def test_without_triton(monkeypatch, capsys):
+    monkeypatch.setattr(triton, "missing", lambda: "triton is not installed")
+    assert doctor.check() == 0
+    assert "triton is not installed" in capsys.readouterr().out
+    rows = {array: rest for array, *rest in doctor.backends()}
+    assert rows["torch.Tensor, CPU, TRITON_INTERPRET=1"] == [doctor.EAGER, "triton is not installed"]
+
+
+@pytest.mark.parametrize(("error", "status"), [(2e-7, 0), (1e-2, 1), (math.nan, 1)])
+def test_the_verdict_holds_the_kernel_against_torch(error, status, capsys):
+    assert doctor.verdict({"float32": {"refusal": None, "epilogue": error, "torch": 2e-7}}) == status
+    assert ("FAILED" in capsys.readouterr().out) == bool(status)
+
+
+def test_a_refusal_is_no_failure(capsys):
+    assert doctor.verdict({"float16": {"refusal": "the GPU is old"}}) == 0
+    assert "not run: the GPU is old" in capsys.readouterr().out
+
+
+def test_a_crash_is_a_finding(monkeypatch, capsys):
+    crashed = SimpleNamespace(returncode=-11, stdout="", stderr="no C compiler")
+    monkeypatch.setattr(triton, "missing", lambda: None)
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: crashed)
+    assert doctor.check() == 1
+    assert "no C compiler" in capsys.readouterr().out
+
+
+def test_the_error_is_relative_and_sees_nan():
+    operands = [torch.randn(size).requires_grad_() for size in ((3, 4), (5, 4), (5,), (3, 5))]
+
+    def worse(x, weight, bias):
+        return 1.1 * torch.nn.functional.gelu(torch.nn.functional.linear(x, weight, bias))
+
+    assert doctor._error(worse, *operands) == pytest.approx(0.1, rel=1e-3)
+    assert math.isnan(doctor._error(lambda *layer: worse(*layer) * math.nan, *operands))
+
+
+def test_versions_say_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    found = versions()
+    assert found["torch"] == torch.__version__
+    assert found["cupy"] == "not installed"
+
+
+def test_columns_align():
+    assert table([("a", "b"), ("long", "x")]) == "a     b\n----  -\nlong  x"

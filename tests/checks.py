@@ -1,0 +1,139 @@
+"""What the tests share: the rule of accuracy, the activations with parameters worth testing, and the unfused layers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from epilogue import ACTIVATIONS, Activation
+from epilogue.catalogue import bind_params
+
+PARAMS: dict[str, list[dict[str, float]]] = {
+    "leaky_relu": [{}, {"negative_slope": 0.3}, {"negative_slope": -0.2}, {"negative_slope": 0.0}],
+    "prelu": [{}, {"slope": -0.3}, {"slope": 0.0}],
+    "elu": [{}, {"alpha": 0.5}, {"alpha": -0.5}],
+    "celu": [{}, {"alpha": 0.5}, {"alpha": 2.0}, {"alpha": -1.0}],
+    "hardtanh": [{}, {"min_val": -2.0, "max_val": 0.5}, {"min_val": 1.0, "max_val": 3.0}],
+    "softplus": [{}, {"beta": 2.0, "threshold": 5.0}, {"beta": 0.5}, {"beta": -1.0}],
+    "softshrink": [{}, {"lambd": 0.0}, {"lambd": 2.0}],
+    "hardshrink": [{}, {"lambd": 0.0}, {"lambd": 2.0}],
+    "threshold": [{"threshold": 0.5, "value": -2.0}, {"threshold": -1.0, "value": 3.0}],
+    "swish": [{}, {"beta": 1.7}, {"beta": -0.5}, {"beta": 0.0}],
+}
+
+
+def cases(arity: int | None = None, every: bool = True) -> list[Any]:
+    """(entry, parameter values) of all activations, as pytest parameters; every=False: one choice of values each."""
+    return [
+        pytest.param(
+            entry,
+            bind_params(entry, params)[1],
+            id="-".join([name, *(f"{key}={value:g}" for key, value in params.items())]),
+        )
+        for name, entry in ACTIVATIONS.items()
+        for params in PARAMS.get(name, [{}])[: None if every else 1]
+        if arity in (None, entry.arity)
+    ]
+
+
+def keywords(entry: Activation, values: tuple) -> dict[str, Any]:
+    return dict(zip(entry.params, values, strict=True))
+
+
+def assert_accurate(actual, unfused, exact) -> None:
+    """`actual` errs at most twice as much as torch's own unfused result of that dtype, by maximum and by RMS.
+
+    exact: the same in float64. Where torch makes no error, one rounding of the largest value is allowed. Where torch's
+    result is not finite, the same is expected.
+    """
+    assert (actual.dtype, actual.shape) == (unfused.dtype, unfused.shape)
+    eps = torch.finfo(actual.dtype).eps * (
+        4 if actual.dtype == torch.float32 else 1
+    )  # float32 sums differ by order alone
+    actual, unfused, exact = (t.detach().double().cpu() for t in (actual, unfused, exact))
+    finite = unfused.isfinite() & exact.isfinite()
+    torch.testing.assert_close(actual[~finite], unfused[~finite], rtol=0, atol=0, equal_nan=True)
+    assert actual[finite].isfinite().all()
+    if not finite.any():
+        return
+    for size in (lambda t: t.abs().max(), lambda t: t.square().mean().sqrt()):
+        error, torchs = size((actual - exact)[finite]), size((unfused - exact)[finite])
+        allowed = torch.maximum(2.0 * torchs, eps * size(exact[finite]))
+        assert error <= allowed, f"error {error:.3e}, torch's own {torchs:.3e}, allowed {allowed:.3e}"
+
+
+def each(function: Callable, value: Any) -> Any:
+    """`function` of every array in a structure of dicts, tuples and None."""
+    if isinstance(value, dict):
+        return {name: each(function, item) for name, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(each(function, item) for item in value)
+    return None if value is None else function(value)
+
+
+def leaves(value: Any) -> list[Any]:
+    """The arrays of a structure of dicts, tuples and None, in order."""
+    found: list[Any] = []
+    each(found.append, value)
+    return found
+
+
+OPS = ("linear", "glu", "glu packed", "mlp", "gated_mlp")
+
+
+def op_cases(every: bool = True) -> list[Any]:
+    """(op, entry, parameter values): every operation with the activations that it takes."""
+    return [
+        pytest.param(op, *case.values, id=f"{op}-{case.id}")
+        for op in OPS
+        for case in cases(1 if op in ("linear", "mlp") else None, every)
+    ]
+
+
+def arguments(op: str, rng, lead: tuple = (7,), sizes: tuple = (5, 6, 3), bias: bool = True) -> dict[str, Any]:
+    """Arguments of an operation as float64 arrays: x [*lead, K], H hidden (or glu's and linear's output), N output."""
+    K, H, N = sizes
+
+    def draw(*shape):
+        return rng.standard_normal(shape) / max(1, shape[-1] if len(shape) > 1 else 2) ** 0.5
+
+    gate, up, down = draw(H, K), draw(H, K), draw(N, H)
+    gate_bias, up_bias, down_bias = (draw(H), draw(H), draw(N)) if bias else (None, None, None)
+    x = rng.standard_normal((*lead, K))
+    if op == "linear":
+        return {"x": x, "weight": up, "bias": up_bias}
+    if op == "glu":
+        return {"x": x, "weight": (gate, up), "bias": (gate_bias, up_bias) if bias else None}
+    if op == "glu packed":
+        packed = np.concatenate([gate_bias, up_bias]) if bias else None
+        return {"x": x, "weight": np.concatenate([gate, up]), "bias": packed}
+    if op == "mlp":
+        return {"x": x, "up_weight": up, "down_weight": down, "up_bias": up_bias, "down_bias": down_bias}
+    return {
+        "x": x, "gate_weight": gate, "up_weight": up, "down_weight": down,
+        "gate_bias": gate_bias, "up_bias": up_bias, "down_bias": down_bias,
+    }  # fmt: skip
+
+
+def unfused(op: str, args: dict[str, Any], entry: Activation, values: tuple = (), dropout_p: float = 0.0):
+    """The operation as people write it in torch."""
+    x, *rest = args.values()
+    if op == "linear":
+        return entry.oracle(F, F.linear(x, *rest), *values)
+    if op == "mlp":
+        up, down, up_bias, down_bias = rest
+        h = entry.oracle(F, F.linear(x, up, up_bias), *values)
+        return F.linear(F.dropout(h, dropout_p), down, down_bias)
+    if op == "gated_mlp":
+        gate, up, down, gate_bias, up_bias, down_bias = rest
+        h = unfused("glu", {"x": x, "weight": (gate, up), "bias": (gate_bias, up_bias)}, entry, values)
+        return F.linear(F.dropout(h, dropout_p), down, down_bias)
+    weight, bias = rest
+    if isinstance(weight, tuple):
+        a, b = (F.linear(x, w, bias and bias[i]) for i, w in enumerate(weight))
+    else:
+        a, b = F.linear(x, weight, bias).chunk(2, -1)
+    return entry.oracle(F, a, b, *values) if entry.arity == 2 else entry.oracle(F, a, *values) * b

@@ -1,0 +1,51 @@
+"""The README's Python runs as it stands."""
+
+import re
+from pathlib import Path
+
+import epilogue
+import numpy as np
+import pytest
+import torch
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_first_example():
+    namespace: dict = {}
+    exec(BLOCKS[0], namespace)
+    assert namespace["y"].shape == (8, 1024)
+    assert namespace["layer"].weight.grad.isfinite().all()
+
+
+def test_signatures_are_the_functions():
+    """The block of signatures names the functions' own parameters and defaults."""
+    import inspect
+
+    for call in re.findall(r"epilogue\.(\w+)\((.*?)\)\s*(?:#|$)", BLOCKS[1], re.DOTALL | re.MULTILINE):
+        name, text = call
+        signature = str(inspect.signature(getattr(epilogue, name)))
+        plain = re.sub(r": (Any|float|bool)", "", signature).replace(" = ", "=").strip("()")
+        assert " ".join(text.split()) == plain
+
+
+def test_own_activation(tmp_path, monkeypatch):
+    # From a file, since Triton reads a formula's source.
+    (tmp_path / "own_activation.py").write_text(BLOCKS[2], encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    import own_activation  # type: ignore[import-not-found]
+
+    assert own_activation.scaled_silu is epilogue.ACTIVATIONS["scaled_silu"]
+    x, w = torch.randn(5, 6), torch.randn(4, 6)
+    expected = 2.0 * torch.nn.functional.silu(x @ w.T)
+    torch.testing.assert_close(epilogue.linear(x, w, activation="scaled_silu", scale=2.0), expected)
+    numpys = epilogue.linear(x.numpy(), w.numpy(), activation="scaled_silu", scale=2.0)
+    np.testing.assert_allclose(numpys, expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_error_message():
+    message = re.search(r"ValueError: (unknown activation .*?) Known", README.read_text(encoding="utf-8"))
+    assert message
+    with pytest.raises(ValueError, match=re.escape(message[1])):
+        epilogue.linear(torch.ones(2, 2), torch.ones(2, 2), activation="gleu")
