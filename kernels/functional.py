@@ -1,17 +1,25 @@
-"""The public operations: what the user gave is checked here, once, and a backend is picked.
+"""The public operations: what the user gave is checked here, once (the checks are in checks.py), and a backend is picked.
 
 NumPy arrays run the reference; torch tensors the Triton kernels where those serve them and plain torch operations where not. Below this
 file an `Activation` travels, never a string.
 """
 
 import os
-import sys
 from typing import Any
 
 import numpy as np
 
 from . import reference
 from .catalogue import ACTIVATIONS, Activation, bind_params, resolve
+from .checks import (
+    check_down,
+    check_dropout,
+    check_dy,
+    check_glu,
+    check_layer,
+    check_no_autograd,
+    check_values,
+)
 from .reference import GatedMLPGrads, LinearGrads, MLPGrads
 
 # Triton reads the same switch when it decorates a kernel, so it is read once here too.
@@ -35,9 +43,9 @@ def linear(x, weight, bias=None, activation: Any = "gelu", **params):
     torch.Size([8, 128])
     """
     act, values = _resolve("linear", activation, params)
-    _check_layer("linear", x, "weight", weight, "bias", bias)
+    check_layer("linear", x, "weight", weight, "bias", bias)
     if values:
-        _check_values("linear", x, act, values, weight.shape[0])
+        check_values("linear", x, act, values, weight.shape[0])
     return _backend(x, weight).linear(x, weight, bias, act, values)
 
 
@@ -51,8 +59,8 @@ def glu(x, weight, bias=None, activation: Any = "silu", **params):
     Dtypes, devices, parameters and errors as for `linear`.
     """
     act, values = _resolve("glu", activation, params)
-    features = _check_glu("glu", x, weight, bias)
-    _check_values("glu", x, act, values, features)
+    features = check_glu("glu", x, weight, bias)
+    check_values("glu", x, act, values, features)
     return _backend(x, weight).glu(x, weight, bias, act, values)
 
 
@@ -68,10 +76,11 @@ def mlp(
     Dtypes, devices, parameters and errors as for `linear`.
     """
     act, values = _resolve("mlp", activation, params)
-    _check_layer("mlp", x, "up_weight", up_weight, "up_bias", up_bias)
-    _check_down("mlp", x, up_weight.shape[0], down_weight, down_bias)
-    _check_values("mlp", x, act, values, up_weight.shape[0])
-    dropout = _dropout("mlp", x, dropout_p, training)
+    check_layer("mlp", x, "up_weight", up_weight, "up_bias", up_bias)
+    check_down("mlp", x, up_weight.shape[0], down_weight, down_bias)
+    check_values("mlp", x, act, values, up_weight.shape[0])
+    check_dropout("mlp", x, dropout_p, training)
+    dropout = {"dropout_p": dropout_p} if training and dropout_p else {}
     return _backend(x, up_weight).mlp(x, up_weight, down_weight, up_bias, down_bias, act, values, **dropout)
 
 
@@ -87,10 +96,11 @@ def gated_mlp(
     Dtypes, devices, parameters and errors as for `linear`.
     """
     act, values = _resolve("gated_mlp", activation, params)
-    features = _check_glu("gated_mlp", x, (gate_weight, up_weight), (gate_bias, up_bias))
-    _check_down("gated_mlp", x, features, down_weight, down_bias)
-    _check_values("gated_mlp", x, act, values, features)
-    dropout = _dropout("gated_mlp", x, dropout_p, training)
+    features = check_glu("gated_mlp", x, (gate_weight, up_weight), (gate_bias, up_bias))
+    check_down("gated_mlp", x, features, down_weight, down_bias)
+    check_values("gated_mlp", x, act, values, features)
+    check_dropout("gated_mlp", x, dropout_p, training)
+    dropout = {"dropout_p": dropout_p} if training and dropout_p else {}
     backend = _backend(x, gate_weight)
     return backend.gated_mlp(
         x, gate_weight, up_weight, down_weight, gate_bias, up_bias, down_bias, act, values, **dropout
@@ -103,10 +113,10 @@ def linear_backward(dy, x, weight, bias=None, activation: Any = "gelu", **params
     For NumPy arrays, which have no autograd; the pre-activation is computed again from the inputs. Arguments and errors as for `linear`.
     """
     act, values = _resolve("linear", activation, params)
-    _no_autograd("linear_backward", x)
-    _check_layer("linear_backward", x, "weight", weight, "bias", bias)
-    _check_values("linear_backward", x, act, values, weight.shape[0])
-    _check_dy("linear_backward", dy, x, weight.shape[0])
+    check_no_autograd("linear_backward", x)
+    check_layer("linear_backward", x, "weight", weight, "bias", bias)
+    check_values("linear_backward", x, act, values, weight.shape[0])
+    check_dy("linear_backward", dy, x, weight.shape[0])
     return reference.linear_backward(dy, x, weight, bias, act, values)
 
 
@@ -116,10 +126,10 @@ def glu_backward(dy, x, weight, bias=None, activation: Any = "silu", **params) -
     For NumPy arrays, as `linear_backward`.
     """
     act, values = _resolve("glu", activation, params)
-    _no_autograd("glu_backward", x)
-    features = _check_glu("glu_backward", x, weight, bias)
-    _check_values("glu_backward", x, act, values, features)
-    _check_dy("glu_backward", dy, x, features)
+    check_no_autograd("glu_backward", x)
+    features = check_glu("glu_backward", x, weight, bias)
+    check_values("glu_backward", x, act, values, features)
+    check_dy("glu_backward", dy, x, features)
     return reference.glu_backward(dy, x, weight, bias, act, values)
 
 
@@ -131,11 +141,11 @@ def mlp_backward(
     For NumPy arrays, as `linear_backward`.
     """
     act, values = _resolve("mlp", activation, params)
-    _no_autograd("mlp_backward", x)
-    _check_layer("mlp_backward", x, "up_weight", up_weight, "up_bias", up_bias)
-    _check_down("mlp_backward", x, up_weight.shape[0], down_weight, down_bias)
-    _check_values("mlp_backward", x, act, values, up_weight.shape[0])
-    _check_dy("mlp_backward", dy, x, down_weight.shape[0])
+    check_no_autograd("mlp_backward", x)
+    check_layer("mlp_backward", x, "up_weight", up_weight, "up_bias", up_bias)
+    check_down("mlp_backward", x, up_weight.shape[0], down_weight, down_bias)
+    check_values("mlp_backward", x, act, values, up_weight.shape[0])
+    check_dy("mlp_backward", dy, x, down_weight.shape[0])
     return reference.mlp_backward(dy, x, up_weight, down_weight, up_bias, down_bias, act, values)
 
 
@@ -148,11 +158,11 @@ def gated_mlp_backward(
     For NumPy arrays, as `linear_backward`.
     """
     act, values = _resolve("gated_mlp", activation, params)
-    _no_autograd("gated_mlp_backward", x)
-    features = _check_glu("gated_mlp_backward", x, (gate_weight, up_weight), (gate_bias, up_bias))
-    _check_down("gated_mlp_backward", x, features, down_weight, down_bias)
-    _check_values("gated_mlp_backward", x, act, values, features)
-    _check_dy("gated_mlp_backward", dy, x, down_weight.shape[0])
+    check_no_autograd("gated_mlp_backward", x)
+    features = check_glu("gated_mlp_backward", x, (gate_weight, up_weight), (gate_bias, up_bias))
+    check_down("gated_mlp_backward", x, features, down_weight, down_bias)
+    check_values("gated_mlp_backward", x, act, values, features)
+    check_dy("gated_mlp_backward", dy, x, down_weight.shape[0])
     return reference.gated_mlp_backward(
         dy, x, gate_weight, up_weight, down_weight, gate_bias, up_bias, down_bias, act, values
     )
@@ -183,16 +193,7 @@ def _resolve(op: str, spec: Any, params: dict) -> tuple[Activation, tuple]:
     return act, ()
 
 
-def _is_torch(x: Any) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(x, torch.Tensor)
-
-
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
-
-# Filled with the first tensor, since importing this file must not import torch.
-_eager: Any = None
-_TORCH_FLOATS: set = set()
+_eager: Any = None  # the module, from the first tensor on: it imports torch
 
 
 def _backend(x, weight):
@@ -201,11 +202,7 @@ def _backend(x, weight):
     if isinstance(x, np.ndarray):
         return reference
     if _eager is None:
-        import torch
-
         from . import eager as _eager
-
-        _TORCH_FLOATS.update(getattr(torch, name) for name in _FLOATS)
     if x.is_cpu and not _INTERPRET:
         return _eager
     from . import triton
@@ -215,164 +212,3 @@ def _backend(x, weight):
     from .triton import autograd
 
     return autograd
-
-
-def _shape(array) -> list[int]:
-    return list(array.shape)
-
-
-def _check_layer(op: str, x, weight_name: str, weight, bias_name: str, bias) -> None:
-    """x [..., K], weight [N, K], bias [N] or None: one kind of array, one dtype, one device."""
-    if _fit(x, weight, bias):
-        return
-    _check_arrays(op, x, weight_name, weight, bias_name, bias)
-    if weight.ndim != 2:
-        raise ValueError(f"{op}: {weight_name} must be [out, in], two axes as nn.Linear's; got shape {_shape(weight)}")
-    if x.ndim == 0 or x.shape[-1] != weight.shape[1]:
-        hint = ""
-        if x.ndim and x.shape[-1] == weight.shape[0]:
-            hint = f". A weight stored [in, out] goes in as {weight_name}.T"
-        raise ValueError(
-            f"{op}: the last axis of x must be {weight_name}'s second, {weight.shape[1]}; "
-            f"got x {_shape(x)} and {weight_name} {_shape(weight)}{hint}"
-        )
-    if bias is not None and (bias.ndim != 1 or bias.shape[0] != weight.shape[0]):
-        raise ValueError(
-            f"{op}: {bias_name} must have shape [{weight.shape[0]}], one per row of {weight_name}; got {_shape(bias)}"
-        )
-
-
-def _fit(x, weight, bias) -> bool:
-    """Whether these are tensors without a fault: the cheap test in front of the checks, whose cost a 4x8 call would feel."""
-    try:
-        dtype, device, (features, k) = x.dtype, x.device, weight.shape
-        return (
-            dtype is weight.dtype
-            and dtype in _TORCH_FLOATS
-            and device == weight.device
-            and x.shape[-1] == k
-            and (bias is None or (bias.dtype is dtype and bias.device == device and bias.shape == (features,)))
-        )
-    except (AttributeError, IndexError, ValueError):
-        return False  # not tensors, or not of these axes: the checks say what they should be
-
-
-def _check_arrays(op: str, x, weight_name: str, weight, bias_name: str, bias) -> None:
-    is_torch = _is_torch(x)
-    if not is_torch and not isinstance(x, np.ndarray):
-        raise TypeError(
-            f"{op}: x must be a torch.Tensor or a numpy.ndarray, got {type(x).__name__}; "
-            "convert it, for instance with torch.as_tensor(x)"
-        )
-    if not _is_float(x):
-        raise TypeError(
-            f"{op}: x must be float16, bfloat16, float32 or float64, got {x.dtype}; convert it, for instance to float32"
-        )
-    for name, array in ((weight_name, weight), (bias_name, bias)):
-        if array is None and name == bias_name:
-            continue
-        if not (_is_torch(array) if is_torch else isinstance(array, np.ndarray)):
-            raise TypeError(f"{op}: {name} must be a {_kind(x)} as x is, got {type(array).__name__}")
-        if array.dtype != x.dtype and not (is_torch and _is_float(array) and _autocast(x)):
-            raise TypeError(
-                f"{op}: {name} must have the dtype of x, {x.dtype}; got {array.dtype}. Convert one of them, or use autocast"
-            )
-        if is_torch and array.device != x.device:
-            raise TypeError(
-                f"{op}: {name} must be on the device of x, {x.device}; got {array.device}. Move one of them"
-            )
-
-
-def _kind(x) -> str:
-    return "torch.Tensor" if _is_torch(x) else "numpy.ndarray"
-
-
-def _is_float(x) -> bool:
-    return str(x.dtype).removeprefix("torch.") in _FLOATS
-
-
-def _autocast(x) -> bool:
-    import torch
-
-    return torch.is_autocast_enabled(x.device.type)
-
-
-def _check_glu(op: str, x, weight, bias) -> int:
-    """The number of output features F of a gated layer, whose weight is (gate, up) or packed."""
-    paired = isinstance(weight, (tuple, list))
-    if paired != isinstance(bias, (tuple, list)) and bias is not None:
-        want, got = ("a pair (gate, up)", "one array") if paired else ("one array [2F]", "a pair")
-        raise ValueError(f"{op}: bias must be laid out as weight is: expected {want}, got {got}")
-    if not paired:
-        _check_layer(op, x, "weight", weight, "bias", bias)
-        if weight.shape[0] % 2:
-            raise ValueError(
-                f"{op}: a packed weight is [2F, K], gate half first, so its first axis is even; got {_shape(weight)}"
-            )
-        return weight.shape[0] // 2
-    biases = (None, None) if bias is None else bias
-    if len(weight) != 2 or len(biases) != 2:
-        raise ValueError(f"{op}: weight and bias are pairs (gate, up); got {len(weight)} and {len(biases)} items")
-    _check_layer(op, x, "gate_weight", weight[0], "gate_bias", biases[0])
-    _check_layer(op, x, "up_weight", weight[1], "up_bias", biases[1])
-    if weight[0].shape != weight[1].shape:
-        raise ValueError(
-            f"{op}: gate and up weight must have one shape; got {_shape(weight[0])} and {_shape(weight[1])}"
-        )
-    return weight[0].shape[0]
-
-
-def _check_down(op: str, x, features: int, weight, bias) -> None:
-    _check_arrays(op, x, "down_weight", weight, "down_bias", bias)
-    if weight.ndim != 2 or weight.shape[1] != features:
-        raise ValueError(
-            f"{op}: down_weight must be [out, {features}], its second axis the hidden features; got {_shape(weight)}"
-        )
-    if bias is not None and (bias.ndim != 1 or bias.shape[0] != weight.shape[0]):
-        raise ValueError(f"{op}: down_bias must have shape [{weight.shape[0]}]; got {_shape(bias)}")
-
-
-def _check_values(op: str, x, act: Activation, values: tuple, features: int) -> None:
-    """Learnable arrays: of x's kind, floating, on its device, one element or one per output channel."""
-    for name, value in zip(act.params, values, strict=True):
-        if isinstance(value, float):
-            continue
-        if (
-            _is_torch(value) != _is_torch(x)
-            or not (_is_torch(x) or isinstance(value, np.ndarray))
-            or not _is_float(value)
-        ):
-            raise TypeError(f"{op}: {act.name}'s {name} must be a number or a floating {_kind(x)}, got {value!r}")
-        size = value.shape[0] if value.ndim == 1 else 1
-        if value.ndim > 1 or size not in (1, features):
-            raise ValueError(
-                f"{op}: {act.name}'s {name} must have one element or {features}, one per output channel; "
-                f"got shape {_shape(value)}"
-            )
-        if _is_torch(x) and value.device != x.device:
-            raise TypeError(f"{op}: {act.name}'s {name} must be on the device of x, {x.device}; got {value.device}")
-
-
-def _check_dy(op: str, dy, x, features: int) -> None:
-    expected = [*x.shape[:-1], features]
-    if not isinstance(dy, np.ndarray) or not _is_float(dy) or _shape(dy) != expected:
-        got = f"{dy.dtype} {_shape(dy)}" if isinstance(dy, np.ndarray) else type(dy).__name__
-        raise ValueError(f"{op}: dy must be a floating numpy.ndarray of the result's shape {expected}; got {got}")
-
-
-def _dropout(op: str, x, p: float, training: bool) -> dict[str, float]:
-    """The backend's dropout keyword: nothing where nothing is dropped."""
-    if not 0.0 <= p <= 1.0:
-        raise ValueError(f"{op}: dropout_p must be a probability between 0 and 1, got {p}")
-    if not training or p == 0.0:
-        return {}
-    if not _is_torch(x):
-        raise ValueError(
-            f"{op}: dropout in training needs torch tensors, got a {type(x).__name__}; pass training=False"
-        )
-    return {"dropout_p": float(p)}
-
-
-def _no_autograd(op: str, x) -> None:
-    if _is_torch(x):
-        raise TypeError(f"{op} is for arrays without autograd; for a torch.Tensor call backward() on the result")

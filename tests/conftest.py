@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from epilogue import catalogue
+
 torch.set_num_threads(1)
 
 
@@ -20,3 +22,14 @@ def rng():
 def device():
     """Where the torch side is tested: kernels where there is a GPU, plain torch operations otherwise."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def own_activations():
+    """Activations that a test adds to the catalogue are gone after it."""
+    books = (catalogue.ACTIVATIONS, catalogue._BY_KEY, catalogue._GATE_BY_KEY, catalogue._VARIANTS)
+    before = [dict(book) for book in books]
+    yield
+    for book, contents in zip(books, before, strict=True):
+        book.clear()
+        book.update(contents)

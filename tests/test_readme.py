@@ -3,10 +3,11 @@
 import re
 from pathlib import Path
 
-import epilogue
 import numpy as np
 import pytest
 import torch
+
+import epilogue
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
@@ -23,13 +24,15 @@ def test_signatures_are_the_functions():
     """The block of signatures names the functions' own parameters and defaults."""
     import inspect
 
-    for call in re.findall(r"epilogue\.(\w+)\((.*?)\)\s*(?:#|$)", BLOCKS[1], re.DOTALL | re.MULTILINE):
-        name, text = call
+    calls = re.findall(r"epilogue\.(\w+)\((.*?)\)\s*(?:#|$)", BLOCKS[1], re.DOTALL | re.MULTILINE)
+    assert len(calls) == 4
+    for name, text in calls:
         signature = str(inspect.signature(getattr(epilogue, name)))
         plain = re.sub(r": (Any|float|bool)", "", signature).replace(" = ", "=").strip("()")
-        assert " ".join(text.split()) == plain
+        assert " ".join(text.split()) == plain.replace("'", '"')
 
 
+@pytest.mark.usefixtures("own_activations")
 def test_own_activation(tmp_path, monkeypatch):
     # From a file, since Triton reads a formula's source.
     (tmp_path / "own_activation.py").write_text(BLOCKS[2], encoding="utf-8")

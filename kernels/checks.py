@@ -1,0 +1,173 @@
+"""What a user may give, said once: arrays of one kind, dtype and device, in shapes that fit. Everything below relies on it.
+
+ValueError and TypeError say what was given, what was expected and what to do about it.
+"""
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from .catalogue import Activation
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def is_torch(x: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def _shape(array) -> list[int]:
+    return list(array.shape)
+
+
+def check_layer(op: str, x, weight_name: str, weight, bias_name: str, bias) -> None:
+    """x [..., K], weight [N, K], bias [N] or None: one kind of array, one dtype, one device."""
+    if _fit(x, weight, bias):
+        return
+    _check_arrays(op, x, weight_name, weight, bias_name, bias)
+    if weight.ndim != 2:
+        raise ValueError(f"{op}: {weight_name} must be [out, in], two axes as nn.Linear's; got shape {_shape(weight)}")
+    if x.ndim == 0 or x.shape[-1] != weight.shape[1]:
+        hint = ""
+        if x.ndim and x.shape[-1] == weight.shape[0]:
+            hint = f". A weight stored [in, out] goes in as {weight_name}.T"
+        raise ValueError(
+            f"{op}: the last axis of x must be {weight_name}'s second, {weight.shape[1]}; "
+            f"got x {_shape(x)} and {weight_name} {_shape(weight)}{hint}"
+        )
+    if bias is not None and (bias.ndim != 1 or bias.shape[0] != weight.shape[0]):
+        raise ValueError(
+            f"{op}: {bias_name} must have shape [{weight.shape[0]}], one per row of {weight_name}; got {_shape(bias)}"
+        )
+
+
+def _fit(x, weight, bias) -> bool:
+    """Whether these are tensors without a fault: the cheap test in front of the checks, whose cost a 4x8 call would feel."""
+    try:
+        dtype, device, (features, k) = x.dtype, x.device, weight.shape
+        return (
+            dtype is weight.dtype
+            and dtype.is_floating_point
+            and dtype.itemsize > 1
+            and device == weight.device
+            and x.shape[-1] == k
+            and (bias is None or (bias.dtype is dtype and bias.device == device and bias.shape == (features,)))
+        )
+    except (AttributeError, IndexError, ValueError):
+        return False  # not tensors, or not of these axes: the checks say what they should be
+
+
+def _check_arrays(op: str, x, weight_name: str, weight, bias_name: str, bias) -> None:
+    tensors = is_torch(x)
+    if not tensors and not isinstance(x, np.ndarray):
+        raise TypeError(
+            f"{op}: x must be a torch.Tensor or a numpy.ndarray, got {type(x).__name__}; "
+            "convert it, for instance with torch.as_tensor(x)"
+        )
+    if not _is_float(x):
+        raise TypeError(
+            f"{op}: x must be float16, bfloat16, float32 or float64, got {x.dtype}; convert it, for instance to float32"
+        )
+    for name, array in ((weight_name, weight), (bias_name, bias)):
+        if array is None and name == bias_name:
+            continue
+        if not (is_torch(array) if tensors else isinstance(array, np.ndarray)):
+            raise TypeError(f"{op}: {name} must be a {_kind(x)} as x is, got {type(array).__name__}")
+        if array.dtype != x.dtype and not (tensors and _is_float(array) and _autocast(x)):
+            raise TypeError(
+                f"{op}: {name} must have the dtype of x, {x.dtype}; got {array.dtype}. Convert one of them, or use autocast"
+            )
+        if tensors and array.device != x.device:
+            raise TypeError(
+                f"{op}: {name} must be on the device of x, {x.device}; got {array.device}. Move one of them"
+            )
+
+
+def _kind(x) -> str:
+    return "torch.Tensor" if is_torch(x) else "numpy.ndarray"
+
+
+def _is_float(x) -> bool:
+    return str(x.dtype).removeprefix("torch.") in _FLOATS
+
+
+def _autocast(x) -> bool:
+    import torch
+
+    return torch.is_autocast_enabled(x.device.type)
+
+
+def check_glu(op: str, x, weight, bias) -> int:
+    """The number of output features F of a gated layer, whose weight is (gate, up) or packed."""
+    paired = isinstance(weight, (tuple, list))
+    if paired != isinstance(bias, (tuple, list)) and bias is not None:
+        want, got = ("a pair (gate, up)", "one array") if paired else ("one array [2F]", "a pair")
+        raise ValueError(f"{op}: bias must be laid out as weight is: expected {want}, got {got}")
+    if not paired:
+        check_layer(op, x, "weight", weight, "bias", bias)
+        if weight.shape[0] % 2:
+            raise ValueError(
+                f"{op}: a packed weight is [2F, K], gate half first, so its first axis is even; got {_shape(weight)}"
+            )
+        return weight.shape[0] // 2
+    biases = (None, None) if bias is None else bias
+    if len(weight) != 2 or len(biases) != 2:
+        raise ValueError(f"{op}: weight and bias are pairs (gate, up); got {len(weight)} and {len(biases)} items")
+    check_layer(op, x, "gate_weight", weight[0], "gate_bias", biases[0])
+    check_layer(op, x, "up_weight", weight[1], "up_bias", biases[1])
+    if weight[0].shape != weight[1].shape:
+        raise ValueError(
+            f"{op}: gate and up weight must have one shape; got {_shape(weight[0])} and {_shape(weight[1])}"
+        )
+    return weight[0].shape[0]
+
+
+def check_down(op: str, x, features: int, weight, bias) -> None:
+    _check_arrays(op, x, "down_weight", weight, "down_bias", bias)
+    if weight.ndim != 2 or weight.shape[1] != features:
+        raise ValueError(
+            f"{op}: down_weight must be [out, {features}], its second axis the hidden features; got {_shape(weight)}"
+        )
+    if bias is not None and (bias.ndim != 1 or bias.shape[0] != weight.shape[0]):
+        raise ValueError(f"{op}: down_bias must have shape [{weight.shape[0]}]; got {_shape(bias)}")
+
+
+def check_values(op: str, x, act: Activation, values: tuple, features: int) -> None:
+    """Learnable arrays: of x's kind, floating, on its device, one element or one per output channel."""
+    for name, value in zip(act.params, values, strict=True):
+        if isinstance(value, float):
+            continue
+        if is_torch(value) != is_torch(x) or not (is_torch(x) or isinstance(value, np.ndarray)) or not _is_float(value):
+            raise TypeError(f"{op}: {act.name}'s {name} must be a number or a floating {_kind(x)}, got {value!r}")
+        size = value.shape[0] if value.ndim == 1 else 1
+        if value.ndim > 1 or size not in (1, features):
+            raise ValueError(
+                f"{op}: {act.name}'s {name} must have one element or {features}, one per output channel; "
+                f"got shape {_shape(value)}"
+            )
+        if is_torch(x) and value.device != x.device:
+            raise TypeError(f"{op}: {act.name}'s {name} must be on the device of x, {x.device}; got {value.device}")
+
+
+def check_dy(op: str, dy, x, features: int) -> None:
+    expected = [*x.shape[:-1], features]
+    if not isinstance(dy, np.ndarray) or not _is_float(dy) or _shape(dy) != expected:
+        got = f"{dy.dtype} {_shape(dy)}" if isinstance(dy, np.ndarray) else type(dy).__name__
+        raise ValueError(f"{op}: dy must be a floating numpy.ndarray of the result's shape {expected}; got {got}")
+
+
+def check_dropout(op: str, x, p: float, training: bool) -> None:
+    """A probability; and where it drops something, torch tensors, whose backward remembers what was dropped."""
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"{op}: dropout_p must be a probability between 0 and 1, got {p}")
+    if training and p and not is_torch(x):
+        raise ValueError(
+            f"{op}: dropout in training needs torch tensors, got a {type(x).__name__}; pass training=False"
+        )
+
+
+def check_no_autograd(op: str, x) -> None:
+    if is_torch(x):
+        raise TypeError(f"{op} is for arrays without autograd; for a torch.Tensor call backward() on the result")

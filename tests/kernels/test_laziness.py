@@ -1,0 +1,76 @@
+"""Importing epilogue imports nothing heavy, and it works where Triton and CuPy are not installed."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+
+def python(code, folder):
+    """Run in a process of its own, away from the root, whose folder `kernels` would hide others' packages."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_import_and_numpy_need_numpy_alone(tmp_path):
+    python(
+        """
+        import sys
+        for name in ("torch", "triton", "cupy", "ml_dtypes"):
+            sys.modules[name] = None
+        import numpy as np
+        import epilogue
+        x, w = np.ones((2, 3)), np.ones((4, 3))
+        assert epilogue.linear(x, w, activation="relu").tolist() == [[3.0] * 4] * 2
+        assert epilogue.linear_backward(np.ones((2, 4)), x, w, activation="relu").x.tolist() == [[4.0] * 3] * 2
+        assert epilogue.glu(x, w, activation="bilinear").tolist() == [[9.0] * 2] * 2
+        assert epilogue.resolve("gelu_new")[0].name == "gelu_tanh"
+        """,
+        tmp_path,
+    )
+
+
+def test_import_brings_nothing_heavy(tmp_path):
+    python(
+        """
+        import sys
+        import epilogue
+        import numpy as np
+        epilogue.mlp(np.ones((2, 3)), np.ones((4, 3)), np.ones((3, 4)))
+        heavy = {"torch", "triton", "cupy", "scipy", "matplotlib", "epilogue.nn", "epilogue.triton", "epilogue.eager"}
+        assert not heavy & set(sys.modules), heavy & set(sys.modules)
+        """,
+        tmp_path,
+    )
+
+
+def test_torch_on_the_cpu_works_without_triton_and_cupy(tmp_path):
+    python(
+        """
+        import sys
+        sys.modules["triton"] = sys.modules["cupy"] = None
+        import torch
+        import epilogue
+        x = torch.ones(2, 4, requires_grad=True)
+        y = epilogue.linear(x, torch.ones(4, 4), activation="relu")
+        y.sum().backward()
+        assert y.tolist() == [[4.0] * 4] * 2 and x.grad.tolist() == [[4.0] * 4] * 2
+        block = epilogue.nn.FusedGatedMLP(4, 8)
+        block(x).sum().backward()
+        assert block.gate.weight.grad.abs().sum() > 0
+        assert "epilogue.triton" not in sys.modules
+        assert epilogue.linear(x.to("meta"), torch.ones(3, 4, device="meta")).shape == (2, 3)
+        """,
+        tmp_path,
+    )
+
+
+@pytest.mark.parametrize("statement", ["import epilogue; epilogue.nn", "from epilogue import nn"])
+def test_nn_comes_when_it_is_asked_for(statement, tmp_path):
+    python(
+        f"{statement}\nimport sys\nassert sys.modules['epilogue.nn'].FusedLinear and 'torch' in sys.modules", tmp_path
+    )

@@ -1,0 +1,165 @@
+"""The operations under autocast, checkpointing, torch.compile, torch.export and torch.func."""
+
+import shutil
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import epilogue
+from checks import OPS, arguments, assert_accurate, each, keywords, leaves, op_cases, unfused
+from epilogue import ACTIVATIONS
+
+NAMES = {"linear": "gelu", "glu": "silu", "glu packed": "mish", "mlp": "relu", "gated_mlp": "gelu_tanh"}
+
+
+def fused(op, args, entry, values=(), **kwargs):
+    return getattr(epilogue, op.split()[0])(**args, activation=entry, **keywords(entry, values), **kwargs)
+
+
+def tensors(args, device, dtype=torch.float32):
+    return each(lambda array: torch.tensor(array, dtype=dtype, device=device, requires_grad=True), args)
+
+
+def gradients(y, args):
+    return torch.autograd.grad(y.float().square().sum(), leaves(args))
+
+
+@pytest.mark.parametrize(("op", "entry", "values"), op_cases(every=False))
+def test_autocast_gives_what_nn_linear_gives(op, entry, values, device, rng):
+    args = tensors(arguments(op, rng, (9,), (16, 24, 8)), device)
+    if entry.learnable:
+        values = (torch.full((24,), values[0], device=device, requires_grad=True),)
+    with torch.autocast(device, torch.bfloat16):
+        y, expected = fused(op, args, entry, values), unfused(op, args, entry, values)
+        assert y.dtype == nn.functional.linear(args["x"], leaves(args)[1]).dtype == torch.bfloat16
+    exact = each(lambda tensor: tensor.detach().double(), (args, values if entry.learnable else ()))
+    assert_accurate(y, expected.bfloat16(), unfused(op, exact[0], entry, exact[1] or values))
+    assert [gradient.dtype for gradient in gradients(y, args)] == [torch.float32] * len(leaves(args))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_autocast_takes_mixed_dtypes(op, device, rng):
+    args = tensors(arguments(op, rng), device)
+    with torch.autocast(device, torch.bfloat16):
+        y = fused(op, {**args, "x": args["x"].bfloat16()}, ACTIVATIONS["softplus"], (1.0, 20.0))
+        torch.testing.assert_close(y, fused(op, args, ACTIVATIONS["softplus"], (1.0, 20.0)))
+    with torch.autocast(device, torch.bfloat16), torch.autocast(device, enabled=False):
+        assert fused(op, args, ACTIVATIONS["silu"]).dtype == torch.float32
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_checkpointing_changes_nothing(op, device, rng):
+    args, entry = tensors(arguments(op, rng), device), ACTIVATIONS["silu"]
+    dropout = {"dropout_p": 0.5, "training": True} if "mlp" in op else {}
+
+    def run(call):
+        torch.manual_seed(1)
+        y = call(lambda x: fused(op, {**args, "x": x}, entry, **dropout))
+        return y, *gradients(y, args)
+
+    plain = run(lambda layer: layer(args["x"]))
+    again = run(lambda layer: checkpoint(layer, args["x"], use_reentrant=False))
+    for actual, expected in zip(again, plain, strict=True):
+        assert torch.equal(actual, expected)
+
+
+def check_compiled(op, device, rng, backend):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    entry = ACTIVATIONS[NAMES[op]]
+    compiled = torch.compile(lambda args: fused(op, args, entry), fullgraph=True, dynamic=True, backend=backend)
+    for rows in (4, 7, 12):
+        args = tensors(arguments(op, rng, (rows,)), device)
+        y, expected = compiled(args), fused(op, args, entry)
+        torch.testing.assert_close(y, expected)
+        for actual, of in zip(gradients(y, args), gradients(expected, args), strict=True):
+            torch.testing.assert_close(actual, of)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_compiles_in_one_graph_for_any_batch(op, device, rng):
+    check_compiled(op, device, rng, "aot_eager")
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiles_with_inductor(device, rng):
+    check_compiled("linear", device, rng, "inductor")
+
+
+def test_compiles_with_a_learnable_parameter(device, rng):
+    torch._dynamo.reset()
+    args = tensors({**arguments("linear", rng), "slope": rng.standard_normal(6)}, device)
+    compiled = torch.compile(
+        lambda args: epilogue.linear(**args, activation="prelu"), fullgraph=True, backend="aot_eager"
+    )
+    for actual, expected in zip(
+        gradients(compiled(args), args), gradients(epilogue.linear(**args, activation="prelu"), args), strict=True
+    ):
+        torch.testing.assert_close(actual, expected)
+    torch._dynamo.reset()
+
+
+class Layer(nn.Module):
+    def __init__(self, op, args):
+        super().__init__()
+        self.op, self.args = op, args
+
+    def forward(self, x):
+        return fused(self.op, {**self.args, "x": x}, ACTIVATIONS[NAMES[self.op]])
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_exports_for_any_batch(op, device, rng):
+    args = each(torch.Tensor.detach, tensors(arguments(op, rng), device))
+    layer = Layer(op, args)
+    program = torch.export.export(layer, (args["x"],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    for rows in (3, 11):
+        x = torch.randn(rows, 5, device=device)
+        torch.testing.assert_close(program.module()(x), layer(x))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_per_sample_gradients_by_torch_func(op, device, rng):
+    args = each(torch.Tensor.detach, tensors(arguments(op, rng), device, torch.float64))
+    entry = ACTIVATIONS[NAMES[op]]
+
+    def loss(layer, x):
+        return layer(op, {**args, "x": x}, entry).square().sum()
+
+    def weight_loss(layer, weights, x):
+        return layer(op, {**args, **weights, "x": x}, entry).square().sum()
+
+    weights = {name: value for name, value in args.items() if "weight" in name}
+    for function, inputs, dims in (
+        (loss, (args["x"],), (None, 0)),
+        (weight_loss, (weights, args["x"]), (None, None, 0)),
+    ):
+        actual, expected = (
+            torch.func.vmap(torch.func.grad(function, argnums=1), in_dims=dims)(layer, *inputs)
+            for layer in (fused, unfused)
+        )
+        for one, of in zip(leaves(actual), leaves(expected), strict=True):
+            assert one.shape[0] == 7
+            torch.testing.assert_close(one, of)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own, by jvp
+@pytest.mark.parametrize("op", OPS)
+def test_ensembles_and_forward_mode_by_torch_func(op, device, rng):
+    args = each(torch.Tensor.detach, tensors(arguments(op, rng), device, torch.float64))
+    entry = ACTIVATIONS[NAMES[op]]
+    ensemble = {name: each(lambda t: torch.stack([t, 2 * t, -t]), value) for name, value in args.items()}
+    y = torch.func.vmap(lambda args: fused(op, args, entry))(ensemble)
+    for i, scale in enumerate((1, 2, -1)):
+        torch.testing.assert_close(y[i], unfused(op, each(lambda t, scale=scale: scale * t, args), entry))
+    x, tangent = args["x"], torch.randn_like(args["x"])
+    actual, expected = (
+        torch.func.jvp(lambda x, layer=layer: layer(op, {**args, "x": x}, entry), (x,), (tangent,))
+        for layer in (fused, unfused)
+    )
+    torch.testing.assert_close(actual, expected)

@@ -1,0 +1,88 @@
+"""The NumPy primitives that NumPy itself lacks, in their tails; and formulas moved to another vocabulary."""
+
+import math
+
+import mpmath
+import numpy as np
+import pytest
+
+from checks import cases
+from epilogue import ACTIVATIONS
+from epilogue.vocabulary import PRIMITIVES, bind, normal_cdf, sigmoid
+
+X = np.concatenate([np.linspace(-38.0, 38.0, 305), [-700.0, -100.0, -1e-300, 0.0, 1e-300, 100.0, 700.0]])
+
+
+def logistic(x: float) -> mpmath.mpf:
+    return 1 / (1 + mpmath.exp(-mpmath.mpf(x)))
+
+
+@pytest.mark.parametrize(
+    ("primitive", "exact", "dtype", "lowest", "rtol"),
+    [
+        (sigmoid, logistic, np.float64, -700.0, 1e-15),
+        (sigmoid, logistic, np.float32, -80.0, 3e-7),
+        (normal_cdf, mpmath.ncdf, np.float64, -37.0, 3e-13),  # x / √2 is rounded before the square in the exponent
+        (normal_cdf, mpmath.ncdf, np.float32, -12.5, 1e-7),
+    ],
+)
+def test_tails_keep_their_relative_accuracy(primitive, exact, dtype, lowest, rtol):
+    x = X[lowest <= X].astype(dtype)
+    with mpmath.workdps(60):
+        expected = np.array([float(exact(float(v))) for v in x])
+    y = primitive(x)
+    assert y.dtype == dtype
+    np.testing.assert_allclose(y, expected, rtol=rtol)
+
+
+@pytest.mark.parametrize("primitive", [sigmoid, normal_cdf])
+def test_limits(primitive):
+    np.testing.assert_array_equal(primitive(np.array([-np.inf, np.inf, np.nan, 0.0])), [0.0, 1.0, np.nan, 0.5])
+
+
+@pytest.mark.parametrize("primitive", [sigmoid, normal_cdf])
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (2, 3)])
+def test_shapes(primitive, shape):
+    y = primitive(np.full(shape, 0.0))
+    assert y.shape == shape
+    assert (y == 0.5).all()
+
+
+SCALARS = {
+    "absolute": abs,
+    "exp": math.exp,
+    "expm1": math.expm1,
+    "log": math.log,
+    "log1p": math.log1p,
+    "maximum": max,
+    "minimum": min,
+    "normal_cdf": lambda x: 0.5 * math.erfc(-x / math.sqrt(2.0)),
+    "sigmoid": lambda x: 1.0 / (1.0 + math.exp(-x)),
+    "sqrt": math.sqrt,
+    "tanh": math.tanh,
+    "where": lambda condition, yes, no: yes if condition else no,
+}
+
+
+@pytest.mark.parametrize(("entry", "values"), cases())
+def test_bound_to_pythons_own_floats_formulas_mean_the_same(entry, values):
+    assert set(SCALARS) == set(PRIMITIVES)
+    points = np.array([-7.0, -2.5, -0.7, -0.1, 0.0, 0.1, 0.4, 1.3, 3.5, 8.0])
+    operands = (points, points[::-1])[: entry.arity]
+    for formula in (entry.value, *(entry.derivatives[name] for name in entry.operands)):
+        bound = bind(formula, SCALARS)
+        actual = [bound(*(float(v) for v in point), *values) for point in zip(*operands, strict=True)]
+        expected = np.broadcast_to(formula(*operands, *values), points.shape)
+        np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_bound_formula_sees_that_vocabulary_alone():
+    silu = ACTIVATIONS["silu"].value
+    bound = bind(silu, {"sigmoid": lambda x: 10.0})
+    assert bound(3.0) == 30.0
+    assert silu(np.array(0.0)) == 0.0  # the original is as it was
+    assert (bound.__code__, bound.__name__, bound.__module__, bound.__doc__) == (
+        silu.__code__, silu.__name__, silu.__module__, silu.__doc__,
+    )  # fmt: skip
+    with pytest.raises(NameError):
+        bind(silu, {})(3.0)
