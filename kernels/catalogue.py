@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 Formula = Callable[..., Any]
 
 ACTIVATIONS: dict[str, "Activation"] = {}
@@ -279,19 +281,16 @@ def _param_value(entry: Activation, name: str, value: Any) -> Any:
         return value
     if value is inspect.Parameter.empty:
         raise TypeError(f"{entry.name} needs the parameter {name!r}: give it as a keyword, {name}=…")
-    if hasattr(value, "shape") and hasattr(value, "dtype") and not _is_numpy_scalar(value):
-        if name not in entry.learnable:
+    if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, np.generic):
+        if name in entry.learnable:
+            return value
+        if not isinstance(value, np.ndarray) or value.ndim:
             learnable = ", ".join(f"{e.name}({', '.join(e.learnable)})" for e in ACTIVATIONS.values() if e.learnable)
             raise TypeError(f"{entry.name}'s {name} must be a number, got an array; learnable are {learnable}")
-        return value
     try:
-        number = float(value)
+        number = float("" if isinstance(value, (str, bytes, bool)) else value)
     except (TypeError, ValueError):
         raise TypeError(f"{entry.name}'s {name} must be a number, got {value!r}") from None
     if math.isnan(number):
         raise ValueError(f"{entry.name}'s {name} must be a number, got nan")
     return number
-
-
-def _is_numpy_scalar(value: Any) -> bool:
-    return type(value).__module__ == "numpy" and value.ndim == 0
