@@ -7,7 +7,7 @@ At NaN the gradients of hardtanh, relu6, elu, selu, celu, hardswish and the shri
 code and its scalar code; these are one of the two.
 """
 
-from .catalogue import activation, derivative_of, pair
+from .catalogue import activation, derivative_of, exact_in_half, pair
 from .vocabulary import absolute, exp, expm1, log1p, maximum, minimum, normal_cdf, sigmoid, tanh, where
 
 
@@ -122,6 +122,7 @@ def tanh_grad_output(y):
 @activation(
     oracle=lambda F, x, min_val, max_val: F.hardtanh(x, min_val, max_val),
     kinks=lambda min_val, max_val: (min_val, max_val),
+    requires=(lambda min_val, max_val: min_val <= max_val, "min_val <= max_val"),
 )
 def hardtanh(x, min_val=-1.0, max_val=1.0):
     """min(max(x, min_val), max_val).  torch.nn.Hardtanh."""
@@ -133,7 +134,7 @@ def hardtanh_grad(x, min_val, max_val):
     return where(x <= min_val, 0.0, where(x >= max_val, 0.0, 1.0))
 
 
-@derivative_of(hardtanh, output=True)
+@derivative_of(hardtanh, output=lambda min_val, max_val: exact_in_half(min_val) and exact_in_half(max_val))
 def hardtanh_grad_output(y, min_val, max_val):
     return where(y <= min_val, 0.0, where(y >= max_val, 0.0, 1.0))
 
@@ -254,7 +255,7 @@ def elu_grad(x, alpha):
     return where(x > 0.0, 1.0, alpha * exp(minimum(x, 0.0)))
 
 
-@derivative_of(elu, output=lambda alpha: alpha > 0.0)
+@derivative_of(elu, output=lambda alpha: alpha > 0.0 and exact_in_half(alpha))
 def elu_grad_output(y, alpha):
     return where(y > 0.0, 1.0, y + alpha)
 
@@ -270,12 +271,7 @@ def selu_grad(x):
     return where(x > 0.0, 1.0507009873554805, 1.7580993408473766 * exp(minimum(x, 0.0)))
 
 
-@derivative_of(selu, output=True)
-def selu_grad_output(y):
-    return where(y > 0.0, 1.0507009873554805, y + 1.7580993408473766)
-
-
-@activation(oracle=lambda F, x, alpha: F.celu(x, alpha))
+@activation(oracle=lambda F, x, alpha: F.celu(x, alpha), requires=(lambda alpha: alpha != 0.0, "alpha other than 0"))
 def celu(x, alpha=1.0):
     """max(x, 0) + min(0, alpha · (e^(x/alpha) - 1)).  Barron 2017, arXiv:1704.07483; torch.nn.CELU."""
     return where(x > 0.0, x, alpha * expm1(minimum(x, 0.0) / alpha))
@@ -286,7 +282,7 @@ def celu_grad(x, alpha):
     return where(x > 0.0, 1.0, exp(minimum(x, 0.0) / alpha))
 
 
-@derivative_of(celu, output=lambda alpha: alpha > 0.0)
+@derivative_of(celu, output=lambda alpha: alpha > 0.0 and exact_in_half(alpha))
 def celu_grad_output(y, alpha):
     return where(y > 0.0, 1.0, y / alpha + 1.0)
 
@@ -423,7 +419,11 @@ def softplus_grad_output(y, beta, threshold):
     return -expm1(-beta * y)
 
 
-@activation(oracle=lambda F, x, lambd: F.softshrink(x, lambd), kinks=lambda lambd: (-lambd, lambd))
+@activation(
+    oracle=lambda F, x, lambd: F.softshrink(x, lambd),
+    kinks=lambda lambd: (-lambd, lambd),
+    requires=(lambda lambd: lambd >= 0.0, "lambd >= 0"),
+)
 def softshrink(x, lambd=0.5):
     """x - lambd for x > lambd, x + lambd for x < -lambd, else 0.  torch.nn.Softshrink."""
     return where(x > lambd, x - lambd, where(x < -lambd, x + lambd, 0.0 * x))

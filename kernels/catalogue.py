@@ -5,6 +5,7 @@ import functools
 import inspect
 import math
 import sys
+import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,11 +17,15 @@ Formula = Callable[..., Any]
 ACTIVATIONS: dict[str, "Activation"] = {}
 """name -> Activation: the one catalogue. `@activation` and `@pair` add to it."""
 
-# What `resolve` understands: every spelling of an activation, every spelling of a gated variant, and the keywords by which
-# torch chooses between two of them: ("gelu", "approximate", "tanh") -> "gelu_tanh".
+# What `resolve` understands: every spelling of an activation and of its gated variant, the keywords by which torch chooses between
+# two of them (("gelu", "approximate", "tanh") -> "gelu_tanh"), and torch's own functions.
 _BY_KEY: dict[str, "Activation"] = {}
-_GATE_BY_KEY: dict[str, "Activation"] = {}
 _VARIANTS: dict[tuple[str, str, Any], str] = {}
+_FUNCTIONS: dict[Any, "Activation"] = {}
+
+_TAKEN = frozenset({"x", "a", "b", "weight", "bias", "activation", "dropout_p", "training", "device", "dtype", "in_features",
+                    "out_features", "hidden_features", "dropout"})  # fmt: skip
+"""Names that a parameter cannot have, since the operations' and modules' own arguments have them."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,10 +44,41 @@ class Activation:
     operands: tuple[str, ...]
     params: Mapping[str, Any]
     kinks: Callable[..., tuple[float, ...]]
-    gated_name: str
+    requires: tuple[Callable[..., bool], str] | None = None
+    gated_name: str = ""
     gate: "Activation | None" = None
     derivatives: dict[str, Formula] = field(default_factory=dict)
     from_output: list[tuple[Formula, Callable[..., bool]]] = field(default_factory=list)
+    gated: "Activation" = field(init=False)
+    """The gated variant a, b -> value(a) · b of an elementwise activation; a pair is its own."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "gated", self if self.arity == 2 else self._gated_variant())
+
+    def _gated_variant(self) -> "Activation":
+        variant = Activation(
+            name=self.gated_name,
+            value=lambda a, b, *params: self.value(a, *params) * b,
+            oracle=lambda F, a, b, *params: self.oracle(F, a, *params) * b,
+            arity=2,
+            operands=("a", "b"),
+            params=self.params,
+            kinks=self.kinks,
+            requires=self.requires,
+            gate=self,
+        )
+        variant.derivatives["b"] = lambda a, b, *params: self.value(a, *params)
+        return variant
+
+    def add_derivative(self, wrt: str, formula: Formula) -> None:
+        """The derivative with respect to an operand or parameter; the gated variant's follows by the product rule."""
+        if wrt not in (*self.operands, *self.params):
+            expected = ", ".join((*self.operands, *self.params))
+            raise ValueError(f"{self.name} has no operand or parameter {wrt!r} to derive by; it has: {expected}")
+        self.derivatives[wrt] = formula
+        if self.arity == 1:
+            gated = lambda a, b, *params: formula(a, *params) * b  # noqa: E731
+            self.gated.derivatives["a" if wrt == "x" else wrt] = gated
 
     def __repr__(self) -> str:
         return f"<activation {self.name}({', '.join((*self.operands, *self.params))})>"
@@ -68,55 +104,37 @@ class Activation:
         """What backward needs: "output" (y) or "input" (the pre-activation z)."""
         return "output" if self.output_derivative(values) else "input"
 
-    @functools.cached_property
-    def gated(self) -> "Activation":
-        """The gated variant a, b -> value(a) · b of an elementwise activation; a pair is its own."""
-        if self.arity == 2:
-            return self
-        variant = Activation(
-            name=self.gated_name,
-            value=lambda a, b, *params: self.value(a, *params) * b,
-            oracle=lambda F, a, b, *params: self.oracle(F, a, *params) * b,
-            arity=2,
-            operands=("a", "b"),
-            params=self.params,
-            kinks=self.kinks,
-            gated_name=self.gated_name,
-            gate=self,
-        )
-        variant.derivatives["a"] = lambda a, b, *params: self.derivatives["x"](a, *params) * b
-        variant.derivatives["b"] = lambda a, b, *params: self.value(a, *params)
-        for param in self.learnable:
-            gradient = self.derivatives[param]
-            variant.derivatives[param] = lambda a, b, *params, gradient=gradient: gradient(a, *params) * b
-        return variant
-
 
 def _key(name: str) -> str:
     return name.lower().replace("_", "").replace("-", "")
 
 
-def _register(formula: Formula, oracle, arity: int, aliases, kinks, gated: str | None = None) -> Activation:
+def _register(formula: Formula, arity: int, aliases: tuple[str, ...], gated_name: str = "", **record) -> Activation:
     # A trailing underscore keeps a formula's name clear of the primitive that it calls (PEP 8): `tanh_` is the activation tanh.
     name = formula.__name__.rstrip("_")
     signature = list(inspect.signature(formula).parameters.values())
+    kinks = record.pop("kinks")
     entry = Activation(
         name=name,
         value=formula,
-        oracle=oracle,
         arity=arity,
-        operands=tuple(p.name for p in signature[:arity]),
+        operands=("x",) if arity == 1 else ("a", "b"),
         params={p.name: p.default for p in signature[arity:]},
         kinks=kinks if callable(kinks) else lambda *values: tuple(kinks),
-        gated_name=gated or f"gated_{name}",
+        gated_name=gated_name,
+        **record,
     )
-    for spelling in (name, *aliases, entry.gated_name):
-        if _key(spelling) in _BY_KEY or _key(spelling) in _GATE_BY_KEY:
+    for param in entry.params:
+        if param in _TAKEN:
+            raise ValueError(
+                f"a parameter of {name} cannot be called {param!r}, the operations have that argument already"
+            )
+    spellings = {**dict.fromkeys((name, *aliases), entry), **({gated_name: entry.gated} if arity == 1 else {})}
+    for spelling in spellings:
+        if _key(spelling) in _BY_KEY:
             raise ValueError(f"an activation called {spelling!r} exists already; choose another name")
     ACTIVATIONS[name] = entry
-    _BY_KEY.update({_key(spelling): entry for spelling in (name, *aliases)})
-    if arity == 1:
-        _GATE_BY_KEY[_key(entry.gated_name)] = entry
+    _BY_KEY.update({_key(spelling): target for spelling, target in spellings.items()})
     return entry
 
 
@@ -126,17 +144,20 @@ def activation(
     aliases: tuple[str, ...] = (),
     gated: str | None = None,
     kinks: tuple[float, ...] | Callable[..., tuple[float, ...]] = (),
+    requires: tuple[Callable[..., bool], str] | None = None,
     variant_of: tuple[str, str, Any] | None = None,
 ) -> Callable[[Formula], Activation]:
     """Decorator: the function is the formula of an elementwise activation, `f(x, param=default, …)`.
 
     oracle: torch's own version, `oracle(F, x, *params)` with F = torch.nn.functional; it serves as the eager operation and as the
     test's independent truth. gated: the name of the gated variant, where it has one. kinks: where the derivative jumps, as a tuple
-    or a function of the parameters. variant_of: ("gelu", "approximate", "tanh") makes `gelu` with that keyword mean this entry.
+    or a function of the parameters. requires: a predicate of numeric parameters and its statement in words.
+    variant_of: ("gelu", "approximate", "tanh") makes `gelu` with that keyword mean this entry.
     """
 
     def register(formula: Formula) -> Activation:
-        entry = _register(formula, oracle, 1, aliases, kinks, gated)
+        gated_name = gated or f"gated_{formula.__name__.rstrip('_')}"
+        entry = _register(formula, 1, aliases, gated_name, oracle=oracle, kinks=kinks, requires=requires)
         if variant_of:
             _VARIANTS[variant_of] = entry.name
         return entry
@@ -146,7 +167,13 @@ def activation(
 
 def pair(*, oracle: Callable[..., Any], aliases: tuple[str, ...] = (), kinks=()) -> Callable[[Formula], Activation]:
     """Decorator: the function is the formula of a pair, `f(a, b, param=default, …)`, for `glu` and `gated_mlp`."""
-    return lambda formula: _register(formula, oracle, 2, aliases, kinks)
+    return lambda formula: _register(formula, 2, aliases, oracle=oracle, kinks=kinks)
+
+
+def exact_in_half(value: float) -> bool:
+    """Whether float16 and bfloat16 both hold this number: where a result saturates at it, the rounded result still shows that."""
+    single = np.float32(value)
+    return float(np.float16(single)) == value and not single.view(np.uint32) & 0xFFFF and float(single) == value
 
 
 def derivative_of(
@@ -162,7 +189,7 @@ def derivative_of(
         if output:
             entry.from_output.append((formula, output if callable(output) else lambda *values: True))
         else:
-            entry.derivatives[wrt or entry.operands[0]] = formula
+            entry.add_derivative(wrt or entry.operands[0], formula)
         return formula
 
     return register
@@ -178,13 +205,7 @@ def resolve_name(name: str) -> Activation:
     key = _key(name)
     if key in _BY_KEY:
         return _BY_KEY[key]
-    if key in _GATE_BY_KEY:
-        return _GATE_BY_KEY[key].gated
-    spellings = {
-        **{k: entry.gated_name for k, entry in _GATE_BY_KEY.items()},
-        **{k: e.name for k, e in _BY_KEY.items()},
-    }
-    close = [spellings[k] for k in difflib.get_close_matches(key, spellings, n=2)]
+    close = dict.fromkeys(_BY_KEY[k].name for k in difflib.get_close_matches(key, _BY_KEY, n=2))
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     raise ValueError(
         f"unknown activation {name!r}.{hint} Known: {', '.join(ACTIVATIONS)}. "
@@ -216,18 +237,30 @@ def resolve(spec: Any) -> tuple[Activation, dict[str, Any]]:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(spec, torch.nn.Module):
         return _resolve_module(torch, spec)
-    if torch is not None and callable(spec):
-        name = getattr(spec, "__name__", "").lstrip("_")
-        named = _BY_KEY.get(_key(name))
-        # By its own name only: F.linear is not our alias of identity, nor F.bilinear the pair.
-        if named is not None and named.arity == 1 and _key(named.name) == _key(name):
-            homes, spellings = (torch.nn.functional, torch, torch.special), (name, f"_{name}", named.name)
-            if any(spec is getattr(home, spelling, None) for home in homes for spelling in spellings):
-                return named, {}
+    if torch is not None and isinstance(spec, _FUNCTION_TYPES):
+        learn_functions(torch)
+        if spec in _FUNCTIONS:
+            return _FUNCTIONS[spec], {}
     raise TypeError(
         f"activation must be a name, an epilogue.Activation, a torch.nn activation module or a torch.nn.functional "
         f"function; got {spec!r}. Your own is one block: see epilogue.activation."
     )
+
+
+_FUNCTION_TYPES = (types.FunctionType, types.BuiltinFunctionType)
+
+
+def learn_functions(torch: Any) -> None:
+    """Fill the table of torch's functions, once: a compiler cannot trace through looking them up by name.
+
+    Only by a function's own name: F.linear is not our alias of identity, nor F.glu, whose gate comes second, our glu.
+    """
+    if not _FUNCTIONS:
+        for entry in ACTIVATIONS.values():
+            for home in (torch.nn.functional, torch):
+                function = getattr(home, entry.name, None)
+                if entry.arity == 1 and isinstance(function, _FUNCTION_TYPES):
+                    _FUNCTIONS[function] = entry
 
 
 def _resolve_module(torch, module) -> tuple[Activation, dict[str, Any]]:
@@ -235,7 +268,7 @@ def _resolve_module(torch, module) -> tuple[Activation, dict[str, Any]]:
     cls = type(module)
     if cls is torch.nn.PReLU:
         return resolve_name("prelu"), {"slope": module.weight}
-    if cls is torch.nn.Identity or (cls.__module__ == "torch.nn.modules.activation" and _key(cls.__name__) in _BY_KEY):
+    if cls is torch.nn.Identity or (cls.__module__ == "torch.nn.modules.activation" and _is_elementwise(cls.__name__)):
         entry = resolve_name(cls.__name__)
         known = (*entry.params, *(keyword for name, keyword, _ in _VARIANTS if name == entry.name))
         return _with_keywords(entry, {name: getattr(module, name) for name in known if hasattr(module, name)})
@@ -243,6 +276,10 @@ def _resolve_module(torch, module) -> tuple[Activation, dict[str, Any]]:
         f"no activation for the module {module!r}: expected one of torch.nn's own activations, such as nn.GELU(); "
         "your own is one block: see epilogue.activation."
     )
+
+
+def _is_elementwise(name: str) -> bool:
+    return _key(name) in _BY_KEY and _BY_KEY[_key(name)].arity == 1
 
 
 def _with_keywords(entry: Activation, keywords: dict[str, Any]) -> tuple[Activation, dict[str, Any]]:
@@ -261,6 +298,29 @@ def _with_keywords(entry: Activation, keywords: dict[str, Any]) -> tuple[Activat
     return entry, params
 
 
+def resolve_call(op: str, spec: Any, params: dict[str, Any], gated: bool) -> tuple[Activation, tuple]:
+    """The activation that a user means by `spec` and `params` in a call of `op`, and its parameters' values in order.
+
+    ValueError for a pair or gated variant where `op` is not gated, TypeError for a parameter given twice.
+    """
+    if not params:  # the short way for a plain name, or a module's Activation
+        act = ACTIVATIONS.get(spec) if type(spec) is str else spec
+        if type(act) is Activation and act.arity == 1 and not act.params:
+            return act, ()
+    act, fixed = resolve(spec)
+    if act.arity == 2 and not gated:
+        raise ValueError(
+            f"{op}: {act.name!r} takes two operands; use epilogue.glu or epilogue.gated_mlp (FusedGLU, FusedGatedMLP), "
+            "or one of the elementwise activations here"
+        )
+    twice = [name for name in params if name in fixed]
+    if twice:
+        raise TypeError(f"{op}: {twice[0]!r} is given twice, by activation={spec!r} and as a keyword; give it once")
+    if params or act.params:
+        return bind_params(act.gate or act, {**fixed, **params})
+    return act, ()
+
+
 def bind_params(entry: Activation, params: Mapping[str, Any]) -> tuple[Activation, tuple]:
     """(entry, parameter values in the formula's order): floats, or tensors where the parameter is learnable.
 
@@ -273,12 +333,17 @@ def bind_params(entry: Activation, params: Mapping[str, Any]) -> tuple[Activatio
     if unknown:
         takes = ", ".join(entry.params) or "none"
         raise TypeError(f"{entry.name} has no parameter {unknown[0]!r}; its parameters: {takes}")
-    return entry, tuple(_param_value(entry, name, params.get(name, default)) for name, default in entry.params.items())
+    values = tuple(_param_value(entry, name, params.get(name, default)) for name, default in entry.params.items())
+    if entry.requires and all(isinstance(value, float) for value in values):
+        predicate, statement = entry.requires
+        if not predicate(*values):
+            raise ValueError(f"{entry.name} needs {statement}; got {dict(zip(entry.params, values, strict=True))}")
+    return entry, values
 
 
 def _param_value(entry: Activation, name: str, value: Any) -> Any:
-    if type(value) is float and value == value:  # the short way for all but nan
-        return value
+    if type(value) in (float, int) and value == value:  # the short way for all but nan
+        return float(value)
     if value is inspect.Parameter.empty:
         raise TypeError(f"{entry.name} needs the parameter {name!r}: give it as a keyword, {name}=…")
     if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, np.generic):
@@ -289,7 +354,7 @@ def _param_value(entry: Activation, name: str, value: Any) -> Any:
             raise TypeError(f"{entry.name}'s {name} must be a number, got an array; learnable are {learnable}")
     try:
         number = float("" if isinstance(value, (str, bytes, bool)) else value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise TypeError(f"{entry.name}'s {name} must be a number, got {value!r}") from None
     if math.isnan(number):
         raise ValueError(f"{entry.name}'s {name} must be a number, got nan")

@@ -55,7 +55,7 @@ def _fit(x, weight, bias) -> bool:
             and x.shape[-1] == k
             and (bias is None or (bias.dtype is dtype and bias.device == device and bias.shape == (features,)))
         )
-    except (AttributeError, IndexError, ValueError):
+    except (AttributeError, IndexError, ValueError, RuntimeError):
         return False  # not tensors, or not of these axes: the checks say what they should be
 
 
@@ -96,7 +96,8 @@ def _is_float(x) -> bool:
 def _autocast(x) -> bool:
     import torch
 
-    return torch.is_autocast_enabled(x.device.type)
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def check_glu(op: str, x, weight, bias) -> int:
@@ -160,7 +161,7 @@ def check_dy(op: str, dy, x, features: int) -> None:
 
 def check_dropout(op: str, x, p: float, training: bool) -> None:
     """A probability; and where it drops something, torch tensors, whose backward remembers what was dropped."""
-    if not 0.0 <= p <= 1.0:
+    if isinstance(p, str) or not 0.0 <= p <= 1.0:
         raise ValueError(f"{op}: dropout_p must be a probability between 0 and 1, got {p}")
     if training and p and not is_torch(x):
         raise ValueError(

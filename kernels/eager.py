@@ -4,10 +4,22 @@ The activation is torch's own function, so gradients of every order, functorch, 
 Results have the dtype of the product: under autocast that is autocast's, as for nn.Linear.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .catalogue import Activation
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether the tensor is its memory and nothing more: no DTensor, no quantised weight.
+
+    A tracer's stand-ins count as what they stand for.
+    """
+    return type(tensor) in (Tensor, torch.nn.Parameter) or (
+        torch.compiler.is_compiling() and not is_traceable_wrapper_subclass(tensor)
+    )
 
 
 def apply(act: Activation, values: tuple, z: Tensor, *rest: Tensor) -> Tensor:

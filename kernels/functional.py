@@ -4,13 +4,13 @@ NumPy arrays run the reference; torch tensors the Triton kernels where those ser
 file an `Activation` travels, never a string.
 """
 
-import os
+import sys
 from typing import Any
 
 import numpy as np
 
 from . import reference
-from .catalogue import ACTIVATIONS, Activation, bind_params, resolve
+from .catalogue import learn_functions, resolve_call
 from .checks import (
     check_down,
     check_dropout,
@@ -22,17 +22,14 @@ from .checks import (
 )
 from .reference import GatedMLPGrads, LinearGrads, MLPGrads
 
-# Triton reads the same switch when it decorates a kernel, so it is read once here too.
-_INTERPRET = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
-
 
 def linear(x, weight, bias=None, activation: Any = "gelu", **params):
     """act(x Wᵀ + b), with the activation in the product's epilogue.
 
     x [..., K], weight [N, K] (nn.Linear's layout), bias [N] or None -> [..., N], in the dtype of x (autocast's, where that is on).
     All of one dtype, float16, bfloat16, float32 or float64, and on one device; torch tensors or NumPy arrays. Products accumulate in
-    float32 at least, bias and activation are applied before the one rounding. Backward keeps x and the pre-activation z, or y alone where
-    y determines the derivative (relu, tanh, …).
+    float32 at least; the kernels and the reference apply bias and activation before the one rounding. Backward keeps x and the
+    pre-activation z, or y alone where y determines the derivative (relu, tanh, …).
 
     activation: whatever `epilogue.resolve` takes; its parameters are keywords with torch's names and defaults (`negative_slope=0.01`).
     prelu's slope and swish's beta may be tensors, one element or one per output channel, and get their gradient.
@@ -42,7 +39,7 @@ def linear(x, weight, bias=None, activation: Any = "gelu", **params):
     >>> linear(torch.randn(8, 64), torch.randn(128, 64), activation="leaky_relu", negative_slope=0.2).shape
     torch.Size([8, 128])
     """
-    act, values = _resolve("linear", activation, params)
+    act, values = resolve_call("linear", activation, params, False)
     check_layer("linear", x, "weight", weight, "bias", bias)
     if values:
         check_values("linear", x, act, values, weight.shape[0])
@@ -58,7 +55,7 @@ def glu(x, weight, bias=None, activation: Any = "silu", **params):
 
     Dtypes, devices, parameters and errors as for `linear`.
     """
-    act, values = _resolve("glu", activation, params)
+    act, values = resolve_call("glu", activation, params, True)
     features = check_glu("glu", x, weight, bias)
     check_values("glu", x, act, values, features)
     return _backend(x, weight).glu(x, weight, bias, act, values)
@@ -75,7 +72,7 @@ def mlp(
 
     Dtypes, devices, parameters and errors as for `linear`.
     """
-    act, values = _resolve("mlp", activation, params)
+    act, values = resolve_call("mlp", activation, params, False)
     check_layer("mlp", x, "up_weight", up_weight, "up_bias", up_bias)
     check_down("mlp", x, up_weight.shape[0], down_weight, down_bias)
     check_values("mlp", x, act, values, up_weight.shape[0])
@@ -95,7 +92,7 @@ def gated_mlp(
 
     Dtypes, devices, parameters and errors as for `linear`.
     """
-    act, values = _resolve("gated_mlp", activation, params)
+    act, values = resolve_call("gated_mlp", activation, params, True)
     features = check_glu("gated_mlp", x, (gate_weight, up_weight), (gate_bias, up_bias))
     check_down("gated_mlp", x, features, down_weight, down_bias)
     check_values("gated_mlp", x, act, values, features)
@@ -112,7 +109,7 @@ def linear_backward(dy, x, weight, bias=None, activation: Any = "gelu", **params
 
     For NumPy arrays, which have no autograd; the pre-activation is computed again from the inputs. Arguments and errors as for `linear`.
     """
-    act, values = _resolve("linear", activation, params)
+    act, values = resolve_call("linear", activation, params, False)
     check_no_autograd("linear_backward", x)
     check_layer("linear_backward", x, "weight", weight, "bias", bias)
     check_values("linear_backward", x, act, values, weight.shape[0])
@@ -125,7 +122,7 @@ def glu_backward(dy, x, weight, bias=None, activation: Any = "silu", **params) -
 
     For NumPy arrays, as `linear_backward`.
     """
-    act, values = _resolve("glu", activation, params)
+    act, values = resolve_call("glu", activation, params, True)
     check_no_autograd("glu_backward", x)
     features = check_glu("glu_backward", x, weight, bias)
     check_values("glu_backward", x, act, values, features)
@@ -140,7 +137,7 @@ def mlp_backward(
 
     For NumPy arrays, as `linear_backward`.
     """
-    act, values = _resolve("mlp", activation, params)
+    act, values = resolve_call("mlp", activation, params, False)
     check_no_autograd("mlp_backward", x)
     check_layer("mlp_backward", x, "up_weight", up_weight, "up_bias", up_bias)
     check_down("mlp_backward", x, up_weight.shape[0], down_weight, down_bias)
@@ -157,7 +154,7 @@ def gated_mlp_backward(
 
     For NumPy arrays, as `linear_backward`.
     """
-    act, values = _resolve("gated_mlp", activation, params)
+    act, values = resolve_call("gated_mlp", activation, params, True)
     check_no_autograd("gated_mlp_backward", x)
     features = check_glu("gated_mlp_backward", x, (gate_weight, up_weight), (gate_bias, up_bias))
     check_down("gated_mlp_backward", x, features, down_weight, down_bias)
@@ -168,46 +165,30 @@ def gated_mlp_backward(
     )
 
 
-_GATED_OPS = ("glu", "gated_mlp")
+_eager: Any = None
+_triton: Any = None
 
 
-def _resolve(op: str, spec: Any, params: dict) -> tuple[Activation, tuple]:
-    """The activation that `op` means by `spec`, and its parameters' values in order."""
-    if not params:  # the short way for a plain name, or a module's Activation
-        act = ACTIVATIONS.get(spec) if type(spec) is str else spec
-        if type(act) is Activation and act.arity == 1 and not act.params:
-            return act, ()
-    act, fixed = resolve(spec)
-    if act.arity == 2 and op not in _GATED_OPS:
-        raise ValueError(
-            f"{op}: {act.name!r} takes two operands; use epilogue.{'gated_mlp' if op == 'mlp' else 'glu'}, "
-            f"or one of the elementwise activations here"
-        )
-    if fixed:
-        twice = [name for name in params if name in fixed]
-        if twice:
-            raise TypeError(f"{op}: {twice[0]!r} is given twice, by activation={spec!r} and as a keyword; give it once")
-        params = {**fixed, **params}
-    if params or act.params:
-        return bind_params(act.gate or act, params)
-    return act, ()
+def load_torch(torch: Any) -> None:
+    """The modules that import torch, once there is one; before a compiler traces a call, where that can be had."""
+    global _eager, _triton
+    from . import eager as _eager
+    from . import triton as _triton
+
+    learn_functions(torch)
 
 
-_eager: Any = None  # the module, from the first tensor on: it imports torch
+if sys.modules.get("torch") is not None:
+    load_torch(sys.modules["torch"])
 
 
 def _backend(x, weight):
     """The module whose operations serve these arrays."""
-    global _eager
     if isinstance(x, np.ndarray):
         return reference
     if _eager is None:
-        from . import eager as _eager
-    if x.is_cpu and not _INTERPRET:
-        return _eager
-    from . import triton
-
-    if triton.refusal(x, weight):
+        load_torch(sys.modules["torch"])
+    if (x.is_cpu and not _triton.INTERPRET) or _triton.refusal(x, weight):
         return _eager
     from .triton import autograd
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from epilogue.catalogue import bind_params, resolve
+from epilogue.catalogue import resolve_call
 
 
 class Activated(nn.Module):
@@ -16,19 +16,16 @@ class Activated(nn.Module):
 
     Gated = False
 
-    def __init__(self, activation: Any, params: dict[str, Any]) -> None:
+    def __init__(self, activation: Any, params: dict[str, Any], bias: bool) -> None:
         super().__init__()
-        act, fixed = resolve(activation)
-        if act.arity == 2 and not self.Gated:
-            raise ValueError(
-                f"{type(self).__name__}: {act.name!r} takes two operands; use FusedGLU or FusedGatedMLP, "
-                "or one of the elementwise activations here"
+        if not isinstance(bias, bool):
+            raise TypeError(
+                f"{type(self).__name__}: bias must be True or False, got {bias!r}; an activation goes by keyword, activation=…"
             )
-        params = {**fixed, **params}
-        entry, values = bind_params(act.gate or act, params)
-        self.activation = act if act.gate is entry else entry
+        act, values = resolve_call(type(self).__name__, activation, params, self.Gated)
+        self.activation = act
         self._numbers: dict[str, float] = {}
-        for name, value in zip(entry.params, values, strict=True):
+        for name, value in zip(act.params, values, strict=True):
             if isinstance(value, nn.Parameter):
                 self.register_parameter(name, value)
             elif isinstance(value, torch.Tensor):

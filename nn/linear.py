@@ -33,7 +33,7 @@ class FusedLinear(Activated):
         dtype: Any = None,
         **params: Any,
     ) -> None:
-        super().__init__(activation, params)
+        super().__init__(activation, params, bias)
         self.in_features, self.out_features = in_features, out_features
         _add_linear(self, in_features, out_features, bias, device, dtype)
 
@@ -71,7 +71,7 @@ class FusedGLU(Activated):
         dtype: Any = None,
         **params: Any,
     ) -> None:
-        super().__init__(activation, params)
+        super().__init__(activation, params, bias)
         self.in_features, self.out_features = in_features, out_features
         _add_linear(self, in_features, 2 * out_features, bias, device, dtype)
 

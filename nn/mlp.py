@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from epilogue.eager import apply
+from epilogue.eager import apply, is_plain
 from epilogue.functional import gated_mlp, mlp
 
 from .activated import Activated
@@ -35,7 +34,7 @@ class FusedMLP(Activated):
         dtype: Any = None,
         **params: Any,
     ) -> None:
-        super().__init__(activation, params)
+        super().__init__(activation, params, bias)
         out_features = in_features if out_features is None else out_features
         self.dropout = _probability(dropout)
         self.up = nn.Linear(in_features, hidden_features, bias, device, dtype)
@@ -75,7 +74,7 @@ class FusedGatedMLP(Activated):
         dtype: Any = None,
         **params: Any,
     ) -> None:
-        super().__init__(activation, params)
+        super().__init__(activation, params, bias)
         out_features = in_features if out_features is None else out_features
         self.dropout = _probability(dropout)
         self.gate = nn.Linear(in_features, hidden_features, bias, device, dtype)
@@ -100,7 +99,7 @@ def _plain(child: nn.Module) -> bool:
     return (
         type(child) is nn.Linear
         and "forward" not in child.__dict__  # accelerate's hooks replace it on the instance
-        and type(child.weight) in (torch.Tensor, nn.Parameter)
+        and is_plain(child.weight)
         and not (child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks)
     )
 

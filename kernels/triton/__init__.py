@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from ..eager import is_plain
+
 INTERPRET = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 @functools.cache
@@ -23,7 +24,6 @@ def missing() -> str | None:
 
 
 _MISSING = missing()
-_CAPABLE: dict[int | None, bool] = {}  # a dict, since torch.compile traces through it
 
 
 def refusal(x: torch.Tensor, weight: Any) -> str | None:
@@ -32,19 +32,23 @@ def refusal(x: torch.Tensor, weight: Any) -> str | None:
         return _MISSING
     device = x.device
     if device.type == "cuda":
-        if device.index not in _CAPABLE:
-            _CAPABLE[device.index] = torch.cuda.get_device_properties(device).major >= 8
-        if not _CAPABLE[device.index]:
+        if torch.cuda.get_device_properties(device).major < 8:
             return "the GPU is older than compute capability 8.0"
     elif device.type != "cpu" or not INTERPRET:
         return f"{device.type} tensors run plain torch operations"
     if compute_dtype(x) not in DTYPES:
         return f"{x.dtype} runs plain torch operations"
+    tensors = (x, *(weight if isinstance(weight, (tuple, list)) else (weight,)))
+    if not all(is_plain(tensor) for tensor in tensors):
+        return "a tensor subclass runs plain torch operations"
+    if any(tensor.layout is not torch.strided for tensor in tensors):
+        return "sparse tensors run plain torch operations"
     if torch.compiler.is_compiling():
         return None
-    weights = weight if isinstance(weight, (tuple, list)) else (weight,)
-    if any(type(tensor) not in _PLAIN for tensor in (x, *weights)):
-        return "a tensor subclass runs plain torch operations"
+    if any(tensor.is_neg() for tensor in tensors):
+        return "a lazily negated tensor runs plain torch operations"
+    if torch.jit.is_tracing():
+        return "torch.jit.trace runs plain torch operations"
     if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return "torch.func transforms and forward-mode derivatives run plain torch operations"
     return None

@@ -8,11 +8,12 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import eager
 from ..catalogue import ACTIVATIONS, Activation
-from . import compute_dtype
+from . import INTERPRET, compute_dtype
 from .linear import linear_fwd
 from .operands import Operands, rows_of
 from .pointwise import linear_bwd
@@ -108,7 +109,7 @@ def _backward(ctx, dy: Tensor | None, dz_unused: Tensor | None, pointwise: Any) 
         return _differentiable_backward(ctx, dy, x, weight, up_weight, bias, up_bias, learned)
     needs_x, needs_weight, needs_up, needs_bias, needs_up_bias, needs_learned = ctx.needs_input_grad[:6]
     needs = [needs_x or needs_weight or needs_up, needs_bias or needs_up_bias, needs_learned]
-    dy = rows_of(dy)
+    dy = rows_of(dy.resolve_neg())  # autograd of complex numbers negates lazily, by a bit that a kernel cannot see
     dz, dbias, dlearned = pointwise(dy, saved, learned, ctx.activation, ctx.numbers, ctx.learned_at, ctx.gated, needs)
     n = dy.shape[-1]
     dx = dw = dup = dup_bias = None
@@ -139,12 +140,14 @@ def _differentiable_backward(ctx, dy, x, weight, up_weight, bias, up_bias, learn
     act, create_graph = ACTIVATIONS[ctx.activation], torch.is_grad_enabled()
     needed = ctx.needs_input_grad[:6]
     with torch.enable_grad():
+        # Views, so that the gradients stop here: an input may be computed from another, or be given twice.
+        tensors = [None if t is None else t.view_as(t) for t in (x, weight, up_weight, bias, up_bias, learned)]
+        x, weight, up_weight, bias, up_bias, learned = tensors
         values = _values(ctx.numbers, learned, ctx.learned_at)
         if up_weight is not None:
             y = eager.glu(x, (weight, up_weight), (bias, up_bias), act, values)
         else:
             y = (eager.glu if ctx.gated else eager.linear)(x, weight, bias, act, values)
-        tensors = (x, weight, up_weight, bias, up_bias, learned)
         wanted = [tensor for tensor, needs in zip(tensors, needed, strict=True) if needs]
         grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=create_graph))
     return *(next(grads) if needs else None for needs in needed), *(None,) * 5
@@ -160,13 +163,26 @@ def _pointwise(
     return tuple(dy.new_empty(0) if r is None else r for r in results)  # type: ignore[return-value]
 
 
+def _forward_on_cpu(
+    x, weight, up_weight, bias, up_bias, learned, activation, numbers, learned_at, gated, save
+) -> tuple[Tensor, Tensor]:
+    """`_forward` in plain torch operations: for a graph that was made on a GPU and runs without one."""
+    act, values = ACTIVATIONS[activation], _values(numbers, learned, learned_at)
+    weight, up_weight, bias, up_bias = Operands(x, weight, up_weight, bias, up_bias, act, values, gated).halves()
+    z = [F.linear(x, weight, bias)] + ([] if up_weight is None else [F.linear(x, up_weight, up_bias)])
+    y = eager.apply(act.gated if gated else act, values, *z)
+    return y, rows_of(torch.cat(z, -1)) if save and _keeps_z(act, values, gated) else x.new_empty(0)
+
+
 class _Linear(torch.autograd.Function):
     forward = staticmethod(_forward)
     setup_context = staticmethod(_setup_context)
 
     @staticmethod
     def backward(ctx, dy, dz_unused):
-        return _backward(ctx, dy, dz_unused, _pointwise)
+        # A batch of gradients (is_grads_batched) needs the operator, which torch knows how to run row by row.
+        batched = dy is not None and torch._C._functorch.is_legacy_batchedtensor(dy)
+        return _backward(ctx, dy, dz_unused, torch.ops.epilogue.linear_bwd if batched else _pointwise)
 
 
 def _fake_forward(
@@ -203,9 +219,11 @@ _library.define(
     "linear_bwd(Tensor dy, Tensor saved, Tensor? learned, str activation, float[] numbers, int learned_at, bool gated, "
     "bool[] needs) -> (Tensor, Tensor, Tensor)"
 )
-for _key in ("CPU", "CUDA"):
+for _key in ("CPU", "CUDA") if INTERPRET else ("CUDA",):
     _library.impl("linear_fwd", _forward, _key)
     _library.impl("linear_bwd", _pointwise, _key)
+if not INTERPRET:
+    _library.impl("linear_fwd", _forward_on_cpu, "CPU")
 torch.library.register_fake("epilogue::linear_fwd", _fake_forward, lib=_library)
 torch.library.register_fake("epilogue::linear_bwd", _fake_pointwise, lib=_library)
 torch.library.register_autograd("epilogue::linear_fwd", _operator_backward, setup_context=_setup_context, lib=_library)

@@ -33,6 +33,9 @@ def linear_fwd_kernel(
     rows64, cols64, ks64 = rows.to(tl.int64)[:, None], cols.to(tl.int64)[None, :], ks.to(tl.int64)
     x_ptrs = x_ptr + rows64 * stride_xm + ks64[None, :] * stride_xk
     w_ptrs = weight_ptr + cols64 * stride_wn + ks64[:, None] * stride_wk
+    step = tl.full(
+        (), BLOCK_K, tl.int64
+    )  # times a stride: x stored column by column has strides as long as its rows are many
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     up = None
     if up_ptr is not None:
@@ -46,9 +49,9 @@ def linear_fwd_kernel(
         if up_ptr is not None:
             u = tl.load(u_ptrs, mask=col_mask & k_mask[:, None], other=0.0)
             up = dot(x, u, up, PRECISION)
-            u_ptrs += BLOCK_K * stride_uk
-        x_ptrs += BLOCK_K * stride_xk
-        w_ptrs += BLOCK_K * stride_wk
+            u_ptrs += step * stride_uk
+        x_ptrs += step * stride_xk
+        w_ptrs += step * stride_wk
     z = add_bias(acc, bias_ptr, cols, N)
     mask = row_mask & col_mask
     if z_ptr is not None:

@@ -1,6 +1,8 @@
 """The operations under autocast, checkpointing, torch.compile, torch.export and torch.func."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -163,3 +165,26 @@ def test_ensembles_and_forward_mode_by_torch_func(op, device, rng):
         for layer in (fused, unfused)
     )
     torch.testing.assert_close(actual, expected)
+
+
+FIRST_CALLS = {
+    "gated module": "compiled(epilogue.nn.FusedGLU(8, 6))(x)",
+    "gated name": "compiled(lambda x: epilogue.glu(x, w, None, 'swiglu'))(x)",
+    "function": "compiled(lambda x: epilogue.linear(x, w, None, F.silu))(x)",
+    "partial": "compiled(lambda x: epilogue.linear(x, w, None, partial(F.gelu, approximate='tanh')))(x)",
+}
+
+
+@pytest.mark.parametrize("call", FIRST_CALLS)
+def test_compiles_as_the_first_thing_in_a_process(call):
+    """Nothing is warm: what a first call would have set up must not be needed by the trace."""
+    code = f"""
+import torch, torch.nn.functional as F, epilogue
+from functools import partial
+x, w, graphs = torch.randn(4, 8), torch.randn(6, 8), []
+backend = lambda graph, inputs: graphs.append(graph) or graph.forward
+compiled = lambda f: torch.compile(f, fullgraph=True, backend=backend)
+{FIRST_CALLS[call]}
+assert len(graphs) == 1
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd="/", timeout=300)

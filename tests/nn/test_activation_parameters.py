@@ -94,11 +94,11 @@ def test_parameters_in_any_order_and_partly_given():
     ("call", "error", "message"),
     [
         (lambda: FusedLinear(5, 6, activation="gelo"), ValueError, r"unknown activation 'gelo'\. Did you mean 'gelu'"),
-        (lambda: FusedLinear(5, 6, activation="swiglu"), ValueError, "FusedLinear: 'swiglu' takes two.*use FusedGLU"),
+        (lambda: FusedLinear(5, 6, activation="swiglu"), ValueError, "FusedLinear: 'swiglu' takes two.*FusedGLU"),
         (
             lambda: FusedMLP(5, 6, activation="maxout"),
             ValueError,
-            "FusedMLP: 'maxout' takes two.* FusedGatedMLP",
+            "FusedMLP: 'maxout' takes two.*FusedGatedMLP",
         ),
         (lambda: FusedLinear(5, 6, activation="gelu", alpha=1.0), TypeError, "gelu has no parameter 'alpha'"),
         (lambda: FusedLinear(5, 6, activation="threshold"), TypeError, "threshold needs the parameter 'threshold'"),
@@ -106,6 +106,12 @@ def test_parameters_in_any_order_and_partly_given():
         (lambda: FusedLinear(5, 6, activation=nn.Linear(6, 6)), TypeError, "no activation for the module Linear"),
         (lambda: FusedGLU(5, 6, activation=lambda x: x), TypeError, "got <function"),
         (lambda: FusedMLP(5, 6, activation="elu", alpha=torch.ones(6)), TypeError, "elu's alpha must be a number"),
+        (
+            lambda: FusedLinear(5, 6, "relu"),
+            TypeError,
+            "FusedLinear: bias must be True or False, got 'relu'.*activation=",
+        ),
+        (lambda: FusedMLP(5, 6, activation=nn.LeakyReLU(0.3), negative_slope=0.1), TypeError, "is given twice"),
         (lambda: FusedMLP(5, 6, dropout=1.5), ValueError, "dropout must be a probability between 0 and 1, got 1.5"),
         (lambda: FusedGatedMLP(5, 6, dropout=-1), ValueError, "dropout must be a probability between 0 and 1, got -1"),
         (

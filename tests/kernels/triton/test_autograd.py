@@ -132,6 +132,63 @@ def test_second_derivatives(op, device):
         torch.testing.assert_close(actual.double(), expected, rtol=2e-4, atol=2e-3)
 
 
+DEPENDENT = {
+    "a shared weight": lambda x, w: epilogue.linear(epilogue.linear(x, w, None, "silu"), w, None, "silu"),
+    "one weight twice": lambda x, w: epilogue.glu(x, (w, w)),
+    "one from the other": lambda x, w: epilogue.glu(x, (w, 2 * w)),
+    "weight from x": lambda x, w: epilogue.linear(x, x.t() @ x, None, "silu"),
+    "everything w": lambda x, w: epilogue.linear(w, w, None, "silu"),
+}
+
+
+@pytest.mark.parametrize("case", DEPENDENT)
+def test_inputs_that_depend_on_each_other(case, device):
+    x, w = torch.randn(5, 6, device=device), torch.randn(6, 6, device=device)
+
+    def gradients(dtype):
+        leaves = [t.to(dtype, copy=True).requires_grad_() for t in (x, w)]
+        y = DEPENDENT[case](*leaves)
+        plain = torch.autograd.grad(y.sum(), leaves, retain_graph=True, materialize_grads=True)
+        first = torch.autograd.grad(y.sum(), leaves, create_graph=True, materialize_grads=True)
+        penalty = sum(g.square().sum() for g in first)
+        return [*plain, *first, *torch.autograd.grad(penalty, leaves, materialize_grads=True)]
+
+    for actual, expected in zip(gradients(torch.float32), gradients(torch.float64), strict=True):
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_lazily_negated_gradient(arrays):
+    a, c = torch.randn(12, 24), torch.randn(12, 24, dtype=torch.complex64)
+    a, c = a.to(arrays[0].device), c.to(arrays[0].device)
+
+    def gradient(y):
+        return torch.autograd.grad((torch.complex(a, y).conj() * c).real.sum(), arrays[1])[0]
+
+    actual, expected = gradient(epilogue.linear(*arrays)), gradient(F.gelu(F.linear(*arrays)))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    assert "negated" in refusal(torch.complex(a, a).conj().imag, arrays[1])
+
+
+def test_batched_gradients(arrays):
+    dys = torch.randn(3, 12, 24, device=arrays[0].device)
+    batched = torch.autograd.grad(epilogue.linear(*arrays), arrays, dys, is_grads_batched=True)
+    for i, dy in enumerate(dys):
+        for actual, expected in zip(batched, torch.autograd.grad(epilogue.linear(*arrays), arrays, dy), strict=True):
+            torch.testing.assert_close(actual[i], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("activation", "params"),
+    [("hardtanh", {"min_val": -0.7, "max_val": 0.7}), ("elu", {"alpha": 0.3}), ("celu", {"alpha": 0.3}), ("selu", {})],
+)
+def test_saturated_units_have_no_gradient(activation, params, dtype, device):
+    """Where the bound is not a 16-bit number, the rounded y no longer shows that it was reached."""
+    x = torch.tensor([[1.0]], device=device, dtype=dtype, requires_grad=True)
+    epilogue.linear(x, torch.tensor([[-60.0]], device=device, dtype=dtype), None, activation, **params).sum().backward()
+    assert abs(x.grad.item()) < 1e-20
+
+
 def test_second_derivative_of_a_frozen_layer_raises(arrays):
     x, weight, _ = arrays
     y = epilogue.linear(x, weight.detach(), None, "gelu")

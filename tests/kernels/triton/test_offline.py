@@ -1,6 +1,7 @@
 """Every shipped kernel x config compiles for sm_80, sm_90 and sm_100, without a GPU, and keeps to the chip's limits."""
 
 import pytest
+import torch
 
 from epilogue.benchmarks.offline import SHARED_BYTES, Case, compile_case, shipped
 from epilogue.catalogue import ACTIVATIONS
@@ -25,8 +26,20 @@ def test_shipped(case, arch):
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_every_activation(name):
     """Each activation's derivative kernel (which holds its value too, when gated) compiles; numbers are runtime arguments."""
-    import torch
 
     for gated in (False, True) if ACTIVATIONS[name].arity == 1 else (True,):
         resources = compile_case(Case("linear_bwd", None, torch.bfloat16, name, gated), "sm_90")
         assert (resources.spills, resources.stack) == (0, 0)
+
+
+def test_a_graph_made_on_a_gpu_runs_on_the_cpu():
+    """The operator has a plain implementation for CPU tensors; here Triton does not interpret."""
+
+    from torch.nn.functional import linear, silu
+
+    from epilogue.triton import autograd  # noqa: F401  registers it
+
+    x, weight, bias = torch.randn(2, 3, 8), torch.randn(12, 8), torch.randn(12)
+    y, z = torch.ops.epilogue.linear_fwd(x, weight, None, bias, None, None, "silu", [], -1, True, True)
+    torch.testing.assert_close(z, linear(x, weight, bias).flatten(0, 1))
+    torch.testing.assert_close(y.flatten(0, 1), silu(z[:, :6]) * z[:, 6:])
