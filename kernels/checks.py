@@ -159,10 +159,14 @@ def check_dy(op: str, dy, x, features: int) -> None:
         raise ValueError(f"{op}: dy must be a floating numpy.ndarray of the result's shape {expected}; got {got}")
 
 
+def check_probability(name: str, p: Any) -> None:
+    if isinstance(p, str) or not 0.0 <= p <= 1.0:
+        raise ValueError(f"{name} must be a probability between 0 and 1, got {p!r}")
+
+
 def check_dropout(op: str, x, p: float, training: bool) -> None:
     """A probability; and where it drops something, torch tensors, whose backward remembers what was dropped."""
-    if isinstance(p, str) or not 0.0 <= p <= 1.0:
-        raise ValueError(f"{op}: dropout_p must be a probability between 0 and 1, got {p}")
+    check_probability(f"{op}: dropout_p", p)
     if training and p and not is_torch(x):
         raise ValueError(
             f"{op}: dropout in training needs torch tensors, got a {type(x).__name__}; pass training=False"

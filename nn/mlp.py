@@ -5,6 +5,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from epilogue.checks import check_probability
 from epilogue.eager import apply, is_plain
 from epilogue.functional import gated_mlp, mlp
 
@@ -36,7 +37,8 @@ class FusedMLP(Activated):
     ) -> None:
         super().__init__(activation, params, bias)
         out_features = in_features if out_features is None else out_features
-        self.dropout = _probability(dropout)
+        check_probability("dropout", dropout)
+        self.dropout = float(dropout)
         self.up = nn.Linear(in_features, hidden_features, bias, device, dtype)
         self.down = nn.Linear(hidden_features, out_features, bias, device, dtype)
 
@@ -76,7 +78,8 @@ class FusedGatedMLP(Activated):
     ) -> None:
         super().__init__(activation, params, bias)
         out_features = in_features if out_features is None else out_features
-        self.dropout = _probability(dropout)
+        check_probability("dropout", dropout)
+        self.dropout = float(dropout)
         self.gate = nn.Linear(in_features, hidden_features, bias, device, dtype)
         self.up = nn.Linear(in_features, hidden_features, bias, device, dtype)
         self.down = nn.Linear(hidden_features, out_features, bias, device, dtype)
@@ -102,9 +105,3 @@ def _plain(child: nn.Module) -> bool:
         and is_plain(child.weight)
         and not (child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks)
     )
-
-
-def _probability(dropout: float) -> float:
-    if not 0.0 <= dropout <= 1.0:
-        raise ValueError(f"dropout must be a probability between 0 and 1, got {dropout}")
-    return float(dropout)

@@ -148,7 +148,7 @@ def _differentiable_backward(ctx, dy, x, weight, up_weight, bias, up_bias, learn
             y = eager.glu(x, (weight, up_weight), (bias, up_bias), act, values)
         else:
             y = (eager.glu if ctx.gated else eager.linear)(x, weight, bias, act, values)
-        wanted = [tensor for tensor, needs in zip(tensors, needed, strict=True) if needs]
+        wanted = [tensor for tensor, needs in zip(tensors, needed, strict=True) if tensor is not None and needs]
         grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=create_graph))
     return *(next(grads) if needs else None for needs in needed), *(None,) * 5
 

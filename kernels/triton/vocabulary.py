@@ -1,6 +1,6 @@
 """The primitives of `epilogue.vocabulary` as jitted functions, and formulas bound to them.
 
-float32 in, float32 out. Compiled, the transcendental ones are libdevice's; the interpreter has neither libdevice nor PTX, so there they
+float32 in, float32 out. Compiled, tanh, expm1, log1p and Φ are libdevice's; the interpreter has neither libdevice nor PTX, so there they
 are written out in `tl`. For results that will be rounded to 16 bits some have a fast form, cheap enough for a product's epilogue.
 """
 
