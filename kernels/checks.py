@@ -24,7 +24,7 @@ def _shape(array) -> list[int]:
 
 def check_layer(op: str, x, weight_name: str, weight, bias_name: str, bias) -> None:
     """x [..., K], weight [N, K], bias [N] or None: one kind of array, one dtype, one device."""
-    if _fit(x, weight, bias):
+    if fit(x, weight, bias):
         return
     _check_arrays(op, x, weight_name, weight, bias_name, bias)
     if weight.ndim != 2:
@@ -43,7 +43,7 @@ def check_layer(op: str, x, weight_name: str, weight, bias_name: str, bias) -> N
         )
 
 
-def _fit(x, weight, bias) -> bool:
+def fit(x, weight, bias) -> bool:
     """Whether these are tensors without a fault: the cheap test in front of the checks, whose cost a 4x8 call would feel."""
     try:
         dtype, device, (features, k) = x.dtype, x.device, weight.shape

@@ -22,11 +22,13 @@ def is_plain(tensor: Tensor) -> bool:
     )
 
 
-def apply(act: Activation, values: tuple, z: Tensor, *rest: Tensor) -> Tensor:
-    """act(z) or act(gate, up), torch's own; learnable tensors broadcast along the last axis."""
-    if values:
+def apply(act: Activation, values: tuple, z: Tensor, up: Tensor | None = None) -> Tensor:
+    """act(z) or act(z, up), torch's own; learnable tensors broadcast along the last axis."""
+    if up is None and not values:
+        y = act.oracle(F, z)  # the usual call, without the cost of unpacking
+    else:
         values = tuple(value.to(z.dtype) if isinstance(value, Tensor) else value for value in values)
-    y = act.oracle(F, z, *rest, *values)
+        y = act.oracle(F, *((z,) if up is None else (z, up)), *values)
     return y if y.dtype is z.dtype else y.to(z.dtype)  # autocast runs some activations in float32
 
 
