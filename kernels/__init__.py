@@ -7,7 +7,7 @@ Importing this package imports NumPy and nothing heavier.
 from typing import TYPE_CHECKING, Any
 
 from . import activations as activations  # fills the catalogue
-from .catalogue import ACTIVATIONS, Activation, activation, derivative_of, pair, resolve
+from .catalogue import ACTIVATIONS, Activation, activation, derivative_of, pair
 from .functional import (
     gated_mlp,
     gated_mlp_backward,
@@ -18,6 +18,7 @@ from .functional import (
     mlp,
     mlp_backward,
 )
+from .lookup import resolve
 
 if TYPE_CHECKING:
     from . import nn as nn

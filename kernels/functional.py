@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from . import reference
-from .catalogue import learn_functions, resolve_call
 from .checks import (
     check_down,
     check_dropout,
@@ -21,6 +20,7 @@ from .checks import (
     check_values,
     fit,
 )
+from .lookup import learn_functions, resolve_call
 from .reference import GatedMLPGrads, LinearGrads, MLPGrads
 
 

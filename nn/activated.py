@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from epilogue.catalogue import resolve_call
+from epilogue.lookup import resolve_call
 
 
 class Activated(nn.Module):

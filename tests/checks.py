@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from epilogue import ACTIVATIONS, Activation
-from epilogue.catalogue import bind_params
+from epilogue.lookup import bind_params
 
 PARAMS: dict[str, list[dict[str, float]]] = {
     "leaky_relu": [{}, {"negative_slope": 0.3}, {"negative_slope": -0.2}, {"negative_slope": 0.0}],

@@ -27,7 +27,7 @@ def device():
 @pytest.fixture
 def own_activations():
     """Activations that a test adds to the catalogue are gone after it."""
-    books = (catalogue.ACTIVATIONS, catalogue._BY_KEY, catalogue._VARIANTS)
+    books = (catalogue.ACTIVATIONS, catalogue.BY_KEY, catalogue.VARIANTS)
     before = [dict(book) for book in books]
     yield
     for book, contents in zip(books, before, strict=True):

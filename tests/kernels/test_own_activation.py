@@ -6,7 +6,7 @@ import torch
 
 import epilogue
 from checks import arguments, assert_accurate, each
-from epilogue import catalogue
+from epilogue import lookup
 from epilogue.vocabulary import exp, maximum, tanh, where
 
 pytestmark = pytest.mark.usefixtures("own_activations")
@@ -47,7 +47,7 @@ def test_resolves(sharp_tanh, spec):
 
 
 def test_keywords_choose_the_variant(sharp_tanh):
-    assert catalogue.bind_params(epilogue.ACTIVATIONS["tanh"], {"sharp": 1}) == (sharp_tanh, (2.0,))
+    assert lookup.bind_params(epilogue.ACTIVATIONS["tanh"], {"sharp": 1}) == (sharp_tanh, (2.0,))
 
 
 @pytest.mark.parametrize("scale", [2.0, 0.5])

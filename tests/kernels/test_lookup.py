@@ -12,7 +12,7 @@ from torch import nn
 
 from checks import cases
 from epilogue import ACTIVATIONS, Activation, resolve
-from epilogue.catalogue import bind_params
+from epilogue.lookup import bind_params
 
 NAMES = {name: name for name in ACTIVATIONS} | {
     "linear": "identity",
