@@ -18,33 +18,10 @@ ACTIVATIONS: dict[str, "Activation"] = {}
 BY_KEY: dict[str, "Activation"] = {}
 VARIANTS: dict[tuple[str, str, Any], str] = {}
 
-_TAKEN = frozenset(
-    [
-        "x",
-        "a",
-        "b",
-        "weight",
-        "bias",
-        "activation",
-        "gate_weight",
-        "up_weight",
-        "down_weight",
-        "gate_bias",
-        "up_bias",
-        "down_bias",
-        "gate",
-        "up",
-        "down",
-        "dropout_p",
-        "dropout",
-        "training",
-        "in_features",
-        "hidden_features",
-        "out_features",
-        "device",
-        "dtype",
-    ]
-)
+_TAKEN = frozenset({
+    "x", "a", "b", "weight", "bias", "activation", "gate_weight", "up_weight", "down_weight", "gate_bias", "up_bias", "down_bias",
+    "gate", "up", "down", "dropout_p", "dropout", "training", "in_features", "hidden_features", "out_features", "device", "dtype",
+})  # fmt: skip
 """Names that a parameter cannot have, since the operations' and modules' own arguments have them."""
 
 
