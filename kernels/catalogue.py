@@ -25,6 +25,15 @@ _TAKEN = frozenset({
 """Names that a parameter cannot have, since the operations' and modules' own arguments have them."""
 
 
+class _Derivatives(dict[str, Formula]):
+    """By operand or parameter; asking for one that is not there says how to add it."""
+
+    def __missing__(self, wrt: str) -> Formula:
+        raise ValueError(
+            f"this activation has no derivative with respect to {wrt!r}; add it with @epilogue.derivative_of"
+        )
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Activation:
     """One activation function: its formula, its derivatives and what a backend must know of them.
@@ -44,7 +53,7 @@ class Activation:
     requires: tuple[Callable[..., bool], str] | None = None
     gated_name: str = ""
     gate: "Activation | None" = None
-    derivatives: dict[str, Formula] = field(default_factory=dict)
+    derivatives: dict[str, Formula] = field(default_factory=_Derivatives)
     from_output: list[tuple[Formula, Callable[..., bool]]] = field(default_factory=list)
     gated: "Activation" = field(init=False)
     """The gated variant a, b -> value(a) · b of an elementwise activation; a pair is its own."""

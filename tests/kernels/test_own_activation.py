@@ -124,3 +124,18 @@ def test_a_name_that_is_taken_is_refused(sharp_tanh, taken):
             return x
 
     assert "something_new" not in epilogue.ACTIVATIONS
+
+
+def test_a_missing_derivative_says_how_to_add_it():
+    @epilogue.activation(oracle=lambda F, x: x.exp())
+    def exponential(x):
+        return exp(x)
+
+    x = np.ones((2, 3))
+    assert epilogue.linear(x, x, activation="exponential").shape == (2, 2)
+    with pytest.raises(ValueError, match=r"no derivative with respect to 'x'.*derivative_of"):
+        epilogue.linear_backward(np.ones((2, 2)), x, x, activation="exponential")
+    with pytest.raises(ValueError, match="no operand or parameter 'y' to derive by; it has: x"):
+        epilogue.derivative_of(exponential, "y")(lambda x: x)
+    with pytest.raises(ValueError, match="cannot be called 'bias'"):
+        epilogue.activation(oracle=None)(lambda x, bias: x)
