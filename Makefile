@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/installed-$(FILES)
 # The folder kernels/ must not be importable by that name: Hugging Face has a package called so.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test check format clean
+.PHONY: demo test gpu check format clean
 
 demo: $(INSTALLED)
 	$(BIN)/epilogue demo $(ARGS)
@@ -20,6 +20,16 @@ test: $(INSTALLED)
 ifeq ($(shell uname -s),Linux)
 	TRITON_INTERPRET=1 $(BIN)/pytest -n auto tests/kernels/triton
 endif
+
+# On a machine whose own Python has a CUDA build of torch: the suite on the GPU, then memory errors and races in the kernels.
+gpu:
+	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
+	epilogue doctor
+	$(PYTHON) -m pytest -n 4
+	compute-sanitizer --tool memcheck --error-exitcode 1 $(PYTHON) -m pytest -q tests/kernels/triton/test_edges.py
+	compute-sanitizer --tool racecheck --error-exitcode 1 $(PYTHON) -m pytest -q tests/kernels/triton/test_edges.py -k config
+	epilogue demo
+	epilogue host-cost --json benchmarks/results/host_cost_gpu.json
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check

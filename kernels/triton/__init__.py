@@ -1,6 +1,5 @@
 """The Triton backend. This file imports neither Triton nor a kernel: it says whether the kernels serve some tensors."""
 
-import functools
 import importlib.util
 import os
 from typing import Any
@@ -13,7 +12,6 @@ INTERPRET = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-@functools.cache
 def missing() -> str | None:
     """Why no kernel can run in this process at all, or None."""
     if importlib.util.find_spec("triton") is None:
