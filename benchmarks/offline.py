@@ -3,6 +3,7 @@
 Needs a Triton that was imported without TRITON_INTERPRET.
 """
 
+import itertools
 import re
 import subprocess
 import tempfile
@@ -17,21 +18,25 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from epilogue.catalogue import ACTIVATIONS
-from epilogue.triton.configs import BWD_BLOCK, TABLE, Config
+from epilogue.triton.configs import BWD_BLOCK, DACT, GLU, TABLE, Config, shared_bytes
+from epilogue.triton.dact import linear_dact_kernel, linear_dact_tma_kernel
 from epilogue.triton.linear import linear_fwd_kernel, linear_fwd_tma_kernel
-from epilogue.triton.pointwise import gradients, linear_bwd_kernel
+from epilogue.triton.operands import gradients
+from epilogue.triton.pointwise import linear_bwd_kernel
 from epilogue.triton.vocabulary import device_function
 
 POINTER = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
 """Shared memory that one block may have, by architecture."""
+DEFAULT = {False: "gelu", True: "silu"}
+"""The activation that stands for all, of a plain and of a gated layer."""
 
 
 @dataclass(frozen=True)
 class Case:
     """One kernel with one config, activation and dtype."""
 
-    kernel: str  # "linear_fwd", "linear_fwd_tma" or "linear_bwd"
+    kernel: str  # "linear_bwd", or "linear_fwd" and "linear_dact", each of them with "_tma" too
     config: Config | None
     dtype: torch.dtype
     activation: str = "gelu"
@@ -57,24 +62,23 @@ class Resources:
 
 def shipped(arch: str) -> Iterator[Case]:
     """Every kernel x config that a GPU of this architecture may launch, in each dtype and precision."""
-    for (tma, gated, itemsize), configs in TABLE.items():
+    for (family, tma, itemsize), configs in TABLE.items():
         if tma and arch == "sm_80":
             continue
+        kernel = family.name + "_tma" * tma
         dtypes = (torch.bfloat16, torch.float16) if itemsize == 2 else (torch.float32,)
-        for config in configs:
-            if config.shared_bytes(itemsize, gated) > SHARED_BYTES[arch]:
-                continue
-            for dtype in dtypes:
-                for precision in ("tf32", "ieee") if itemsize == 4 and not tma else ("tf32",):
-                    kernel = "linear_fwd_tma" if tma else "linear_fwd"
-                    yield Case(kernel, config, dtype, "silu" if gated else "gelu", gated, precision)
+        precisions = ("tf32", "ieee") if itemsize == 4 and not tma else ("tf32",)
+        forms = (False, True) if family is DACT else (family is GLU,)
+        for config, dtype, precision, gated in itertools.product(configs, dtypes, precisions, forms):
+            if shared_bytes(config, family, itemsize) <= SHARED_BYTES[arch]:
+                yield Case(kernel, config, dtype, DEFAULT[gated], gated, precision)
     for dtype in POINTER:
         for gated in (False, True):
-            yield Case("linear_bwd", None, dtype, "silu" if gated else "gelu", gated)
+            yield Case("linear_bwd", None, dtype, DEFAULT[gated], gated)
 
 
 def compile_case(case: Case, arch: str) -> Resources:
-    """Compile one case, z saved and biases given, as for aligned operands."""
+    """Compile one case at its heaviest: biases, everything stored that may be, dropout in linear_dact; operands aligned."""
     kernel, arguments, options = _arguments(case)
     signature: dict[str, Any] = {}
     constants: dict[str, Any] = {}
@@ -114,35 +118,62 @@ def _arguments(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
         }  # fmt: skip
         block = dict(BWD_BLOCK)
         options = {"num_warps": block.pop("num_warps")}
-        return linear_bwd_kernel, {**shared, **tensors, **gradients(act, values, up, case.dtype), **block}, options
+        return linear_bwd_kernel, {**shared, **tensors, **_gradients(case), **block}, options
     assert case.config is not None
     constants = case.config.constants()
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
-    shared |= {"bias_ptr": pointer, "up_bias_ptr": pointer if up else None, **constants}
-    shared |= {"value": device_function(act.value, case.dtype), "GATED": act.arity == 1, "PRECISION": case.precision}
-    if case.kernel == "linear_fwd_tma":
-        return linear_fwd_tma_kernel, {**shared, **_descriptors(case, pointer[1:])}, options
-    tensors = {
-        "x_ptr": pointer, "weight_ptr": pointer, "up_ptr": pointer if up else None, "y_ptr": pointer, "z_ptr": pointer,
-        "z_up_ptr": pointer if up else None, "stride_xm": "i64", "stride_xk": 1, "stride_wn": "i64", "stride_wk": 1,
-        "stride_un": "i64", "stride_uk": 1, "stride_zm": "i64",
-    }  # fmt: skip
-    return linear_fwd_kernel, {**shared, **tensors}, options
+    shared |= {"PRECISION": case.precision, "signs_ptr": None, "stride_signs": "i64", **constants}
+    tma = case.kernel.endswith("_tma")
+    if case.kernel.startswith("linear_dact"):
+        kernel = linear_dact_tma_kernel if tma else linear_dact_kernel
+        shared |= {
+            "dbias_ptr": "*fp32", "dup_bias_ptr": "*fp32" if up else None, "dparam_ptr": None,
+            "dropout": ("*i64", "i32", "fp32"), "stride_dzm": "i64", **_gradients(case),
+        }  # fmt: skip
+        matrices = ("dy", "weight", "saved", "up", "dz", "dup", "h")
+    else:
+        kernel = linear_fwd_tma_kernel if tma else linear_fwd_kernel
+        shared |= {
+            "bias_ptr": pointer, "up_bias_ptr": pointer if up else None, "dropout": None,
+            "value": device_function(act.value, case.dtype), "GATED": act.arity == 1,
+        }  # fmt: skip
+        matrices = ("x", "weight", "up", "y", "z", "z_up")
+    shared |= {f"{name}_desc": _box(case, name) if tma else None for name in matrices}
+    shared |= {f"{name}_ptr": pointer for name in matrices}
+    if not up:
+        shared |= {f"{name}_{kind}": None for name in ("up", "dup", "z_up") for kind in ("desc", "ptr")}
+    strides = {
+        "stride_xm": "i64",
+        "stride_xk": 1,
+        "stride_wn": "i64",
+        "stride_wk": 1,
+        "stride_un": "i64",
+        "stride_uk": 1,
+    }
+    strides |= {"stride_dym": "i64", "stride_dyk": 1, "stride_zm": "i64", "stride_sm": "i64"}
+    if kernel is linear_dact_kernel:
+        strides |= {"stride_wk": "i64", "stride_wn": 1}  # the down weight [K, N], not [N, K]
+    return kernel, {**strides, **shared}, options
 
 
-def _descriptors(case: Case, element: str) -> dict[str, Any]:
+def _gradients(case: Case) -> dict[str, Any]:
+    act = ACTIVATIONS[case.activation]
+    values = tuple(act.params.values())
+    kept = "input" if case.gated or case.kernel != "linear_bwd" else act.saves(values)
+    return gradients(act, values, case.gated, case.dtype, kept)
+
+
+def _box(case: Case, name: str) -> str:
+    """The type of a matrix's descriptor: an operand of the product by its own tile, all others by a piece of the epilogue."""
     config = case.config
     assert config is not None
-
-    def box(rows: int, columns: int) -> str:
-        return f"tensordesc<{element}[{rows},{columns}]>"
-
-    weight = box(config.BLOCK_N, config.BLOCK_K)
-    result = box(config.BLOCK_M, config.BLOCK_N // config.PIECES)
-    return {
-        "x_desc": box(config.BLOCK_M, config.BLOCK_K), "weight_desc": weight, "up_desc": weight if case.gated else None,
-        "y_desc": result, "z_desc": result, "z_up_desc": result if case.gated else None,
-    }  # fmt: skip
+    operands = {"x": (config.BLOCK_M, config.BLOCK_K), "dy": (config.BLOCK_M, config.BLOCK_K)}
+    if case.kernel == "linear_dact_tma":
+        operands |= {"weight": (config.BLOCK_K, config.BLOCK_N)}
+    else:
+        operands |= dict.fromkeys(("weight", "up"), (config.BLOCK_N, config.BLOCK_K))
+    rows, columns = operands.get(name, (config.BLOCK_M, config.BLOCK_N // config.PIECES))
+    return f"tensordesc<{POINTER[case.dtype][1:]}[{rows},{columns}]>"
 
 
 def _resources(compiled: Any) -> Resources:

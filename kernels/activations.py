@@ -175,7 +175,7 @@ def relu_grad(x):
     return where(x <= 0.0, 0.0, 1.0)
 
 
-@derivative_of(relu, output=True)
+@derivative_of(relu, output=True, sign=True)
 def relu_grad_output(y):
     return where(y <= 0.0, 0.0, 1.0)
 
@@ -219,7 +219,7 @@ def leaky_relu_grad(x, negative_slope):
     return where(x > 0.0, 1.0, negative_slope)
 
 
-@derivative_of(leaky_relu, output=lambda negative_slope: negative_slope >= 0.0)
+@derivative_of(leaky_relu, output=lambda negative_slope: negative_slope >= 0.0, sign=True)
 def leaky_relu_grad_output(y, negative_slope):
     """The sign of y is the sign of x while negative_slope ≥ 0."""
     return where(y > 0.0, 1.0, negative_slope)

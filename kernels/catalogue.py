@@ -20,7 +20,8 @@ VARIANTS: dict[tuple[str, str, Any], str] = {}
 
 _TAKEN = frozenset({
     "x", "a", "b", "weight", "bias", "activation", "gate_weight", "up_weight", "down_weight", "gate_bias", "up_bias", "down_bias",
-    "gate", "up", "down", "dropout_p", "dropout", "training", "in_features", "hidden_features", "out_features", "device", "dtype",
+    "gate", "up", "down", "dropout_p", "dropout", "training", "recompute", "in_features", "hidden_features", "out_features", "device",
+    "dtype",
 })  # fmt: skip
 """Names that a parameter cannot have, since the operations' and modules' own arguments have them."""
 
@@ -54,7 +55,7 @@ class Activation:
     gated_name: str = ""
     gate: "Activation | None" = None
     derivatives: dict[str, Formula] = field(default_factory=_Derivatives)
-    from_output: list[tuple[Formula, Callable[..., bool]]] = field(default_factory=list)
+    from_output: list[tuple[Formula, Callable[..., bool], bool]] = field(default_factory=list)
     gated: "Activation" = field(init=False)
     """The gated variant a, b -> value(a) · b of an elementwise activation; a pair is its own."""
 
@@ -102,9 +103,19 @@ class Activation:
 
     def output_derivative(self, values: tuple) -> Formula | None:
         """The derivative written in y = value(x), where it holds for these parameters: then y is all that backward needs."""
-        if any(not isinstance(value, float) for value in values):
-            return None
-        return next((formula for formula, holds in self.from_output if holds(*values)), None)
+        formula, _ = self._from_output(values)
+        return formula
+
+    def sign_suffices(self, values: tuple) -> bool:
+        """Whether the output derivative needs no more of y than whether it is positive: one bit."""
+        return self._from_output(values)[1]
+
+    def _from_output(self, values: tuple) -> tuple[Formula | None, bool]:
+        if all(isinstance(value, float) for value in values):
+            for formula, holds, sign in self.from_output:
+                if holds(*values):
+                    return formula, sign
+        return None, False
 
     def saves(self, values: tuple) -> str:
         """What backward needs: "output" (y) or "input" (the pre-activation z)."""
@@ -183,17 +194,18 @@ def exact_in_half(value: float) -> bool:
 
 
 def derivative_of(
-    entry: Activation, wrt: str | None = None, *, output: bool | Callable[..., bool] = False
+    entry: Activation, wrt: str | None = None, *, output: bool | Callable[..., bool] = False, sign: bool = False
 ) -> Callable[[Formula], Formula]:
     """Decorator: the function is the derivative of `entry`.
 
     wrt: the operand or parameter (default: the only operand); a parameter with a derivative is learnable. output: the formula is
-    written in y, not x; True, or a predicate of the parameters that says when y determines the derivative.
+    written in y, not x; True, or a predicate of the parameters that says when y determines the derivative. sign: and it needs no more
+    of y than whether y > 0, so that 1.0 and 0.0 may stand for y.
     """
 
     def register(formula: Formula) -> Formula:
         if output:
-            entry.from_output.append((formula, output if callable(output) else lambda *values: True))
+            entry.from_output.append((formula, output if callable(output) else lambda *values: True, sign))
         else:
             entry.add_derivative(wrt or entry.operands[0], formula)
         return formula

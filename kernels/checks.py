@@ -100,17 +100,28 @@ def _autocast(x) -> bool:
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
-def check_glu(op: str, x, weight, bias) -> int:
+def check_gated(op: str, x, gate_weight, up_weight, gate_bias, up_bias) -> int:
+    """The number of hidden features H of a gated MLP, whose gate and up are [H, K] each, or packed in gate and up None."""
+    if up_weight is not None:
+        return check_glu(op, x, (gate_weight, up_weight), (gate_bias, up_bias))
+    if up_bias is not None:
+        raise ValueError(
+            f"{op}: without up_weight gate_weight is packed [2H, K], and so is gate_bias [2H]; leave out up_bias"
+        )
+    return check_glu(op, x, gate_weight, gate_bias, "gate_weight", "gate_bias")
+
+
+def check_glu(op: str, x, weight, bias, weight_name: str = "weight", bias_name: str = "bias") -> int:
     """The number of output features F of a gated layer, whose weight is (gate, up) or packed."""
     paired = isinstance(weight, (tuple, list))
     if paired != isinstance(bias, (tuple, list)) and bias is not None:
         want, got = ("a pair (gate, up)", "one array") if paired else ("one array [2F]", "a pair")
         raise ValueError(f"{op}: bias must be laid out as weight is: expected {want}, got {got}")
     if not paired:
-        check_layer(op, x, "weight", weight, "bias", bias)
+        check_layer(op, x, weight_name, weight, bias_name, bias)
         if weight.shape[0] % 2:
             raise ValueError(
-                f"{op}: a packed weight is [2F, K], gate half first, so its first axis is even; got {_shape(weight)}"
+                f"{op}: a packed {weight_name} is [2F, K], gate half first, so its first axis is even; got {_shape(weight)}"
             )
         return weight.shape[0] // 2
     biases = (None, None) if bias is None else bias

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils.checkpoint import checkpoint
 
 from .catalogue import Activation
 
@@ -47,17 +48,29 @@ def glu(x: Tensor, weight, bias, act: Activation, values: tuple) -> Tensor:
     return apply(act.gated, values, gate, up)
 
 
-def mlp(x, up_weight, down_weight, up_bias, down_bias, act: Activation, values: tuple, dropout_p=0.0) -> Tensor:
+def mlp(
+    x, up_weight, down_weight, up_bias, down_bias, act: Activation, values: tuple, dropout_p=0.0, recompute=False
+) -> Tensor:
     """dropout(act(x W₁ᵀ + b₁)) W₂ᵀ + b₂: up_weight [H, K], down_weight [N, H] -> [..., N]."""
-    return down(linear(x, up_weight, up_bias, act, values), down_weight, down_bias, dropout_p)
+
+    def block(x):
+        return down(linear(x, up_weight, up_bias, act, values), down_weight, down_bias, dropout_p)
+
+    return checkpoint(block, x, use_reentrant=False) if recompute else block(x)
 
 
 def gated_mlp(
-    x, gate_weight, up_weight, down_weight, gate_bias, up_bias, down_bias, act: Activation, values: tuple, dropout_p=0.0
-) -> Tensor:
-    """dropout(act(x Gᵀ + bg) ⊙ (x Uᵀ + bu)) Dᵀ + bd: gate and up [H, K], down [N, H] -> [..., N]."""
-    h = glu(x, (gate_weight, up_weight), (gate_bias, up_bias), act, values)
-    return down(h, down_weight, down_bias, dropout_p)
+    x, gate_weight, up_weight, down_weight, gate_bias, up_bias, down_bias, act: Activation, values: tuple,
+    dropout_p=0.0, recompute=False,
+) -> Tensor:  # fmt: skip
+    """dropout(act(x Gᵀ + bg) ⊙ (x Uᵀ + bu)) Dᵀ + bd: gate and up [H, K], or gate [2H, K] packed and no up; down [N, H] -> [..., N]."""
+    packed = up_weight is None
+    weight, bias = (gate_weight, gate_bias) if packed else ((gate_weight, up_weight), (gate_bias, up_bias))
+
+    def block(x):
+        return down(glu(x, weight, bias, act, values), down_weight, down_bias, dropout_p)
+
+    return checkpoint(block, x, use_reentrant=False) if recompute else block(x)
 
 
 def down(h: Tensor, weight: Tensor, bias: Tensor | None, dropout_p: float) -> Tensor:

@@ -14,11 +14,13 @@ from .checks import (
     check_down,
     check_dropout,
     check_dy,
+    check_gated,
     check_glu,
     check_layer,
     check_no_autograd,
     check_values,
     fit,
+    is_torch,
 )
 from .lookup import learn_functions, resolve_call
 from .reference import GatedMLPGrads, LinearGrads, MLPGrads
@@ -65,12 +67,16 @@ def glu(x, weight, bias=None, activation: Any = "silu", **params):
 
 def mlp(
     x, up_weight, down_weight, up_bias=None, down_bias=None, activation: Any = "gelu",
-    dropout_p: float = 0.0, training: bool = False, **params,
+    dropout_p: float = 0.0, training: bool = False, recompute: bool = False, **params,
 ):  # fmt: skip
     """dropout(act(x W₁ᵀ + b₁)) W₂ᵀ + b₂: the transformer's MLP.
 
     x [..., K], up_weight [H, K], down_weight [N, H], up_bias [H], down_bias [N] -> [..., N]. dropout_p: the share of hidden units that
-    training drops (torch.nn.functional.dropout's semantics); without `training` nothing is dropped.
+    training drops, scaling the others by 1/(1-p); without `training` nothing is dropped.
+
+    The kernels keep x and the pre-activation z for backward, or h = act(z) in place of z where it determines the derivative (relu, tanh,
+    …): h is computed again in the epilogue of backward's product, and a dropout's mask is drawn again from its seed. With a frozen
+    down_weight relu and leaky_relu keep one bit of h. recompute=True keeps x alone, and backward repeats the up product.
 
     Dtypes, devices, parameters and errors as for `linear`.
     """
@@ -78,32 +84,39 @@ def mlp(
     check_layer("mlp", x, "up_weight", up_weight, "up_bias", up_bias)
     check_down("mlp", x, up_weight.shape[0], down_weight, down_bias)
     check_values("mlp", x, act, values, up_weight.shape[0])
-    check_dropout("mlp", x, dropout_p, training)
-    dropout = {"dropout_p": dropout_p} if training and dropout_p else {}
-    return _backend(x, up_weight).mlp(x, up_weight, down_weight, up_bias, down_bias, act, values, **dropout)
+    options = _training("mlp", x, dropout_p, training, recompute)
+    backend = _backend(x, (up_weight, down_weight))
+    return backend.mlp(x, up_weight, down_weight, up_bias, down_bias, act, values, **options)
 
 
 def gated_mlp(
     x, gate_weight, up_weight, down_weight, gate_bias=None, up_bias=None, down_bias=None, activation: Any = "silu",
-    dropout_p: float = 0.0, training: bool = False, **params,
+    dropout_p: float = 0.0, training: bool = False, recompute: bool = False, **params,
 ):  # fmt: skip
     """dropout(act(x Gᵀ + bg) ⊙ (x Uᵀ + bu)) Dᵀ + bd: the gated MLP of Llama and its kin.
 
-    x [..., K], gate_weight and up_weight [H, K], down_weight [N, H], biases [H], [H] and [N] or None -> [..., N]. activation as for
-    `glu`, dropout as for `mlp`.  Shazeer 2020, arXiv:2002.05202.
+    x [..., K], gate_weight and up_weight [H, K], down_weight [N, H], biases [H], [H] and [N] or None -> [..., N]. Or gate_weight packed
+    [2H, K], gate half first, and up_weight None; then gate_bias is [2H], and each of backward's products with the pair is one.
+    activation as for `glu`, dropout and recompute as for `mlp`.  Shazeer 2020, arXiv:2002.05202.
 
-    Dtypes, devices, parameters and errors as for `linear`.
+    The kernels keep x and the pre-activations of gate and up for backward. Dtypes, devices, parameters and errors as for `linear`.
     """
     act, values = resolve_call("gated_mlp", activation, params, True)
-    features = check_glu("gated_mlp", x, (gate_weight, up_weight), (gate_bias, up_bias))
+    features = check_gated("gated_mlp", x, gate_weight, up_weight, gate_bias, up_bias)
     check_down("gated_mlp", x, features, down_weight, down_bias)
     check_values("gated_mlp", x, act, values, features)
-    check_dropout("gated_mlp", x, dropout_p, training)
-    dropout = {"dropout_p": dropout_p} if training and dropout_p else {}
-    backend = _backend(x, gate_weight)
-    return backend.gated_mlp(
-        x, gate_weight, up_weight, down_weight, gate_bias, up_bias, down_bias, act, values, **dropout
+    options = _training("gated_mlp", x, dropout_p, training, recompute)
+    weights = (gate_weight, down_weight) if up_weight is None else (gate_weight, up_weight, down_weight)
+    return _backend(x, weights).gated_mlp(
+        x, gate_weight, up_weight, down_weight, gate_bias, up_bias, down_bias, act, values, **options
     )
+
+
+def _training(op: str, x, dropout_p: float, training: bool, recompute: bool) -> dict[str, Any]:
+    """What of this a backend must know; NumPy's has no autograd, and keeps nothing anyway."""
+    check_dropout(op, x, dropout_p, training)
+    options: dict[str, Any] = {"dropout_p": dropout_p} if training and dropout_p else {}
+    return {**options, "recompute": True} if recompute and is_torch(x) else options
 
 
 def linear_backward(dy, x, weight, bias=None, activation: Any = "gelu", **params) -> LinearGrads:
@@ -152,13 +165,13 @@ def gated_mlp_backward(
     dy, x, gate_weight, up_weight, down_weight, gate_bias=None, up_bias=None, down_bias=None,
     activation: Any = "silu", **params,
 ) -> GatedMLPGrads:  # fmt: skip
-    """Gradients of `gated_mlp` (without dropout) for dy [..., N], in the order of its arguments, then params.
+    """Gradients of `gated_mlp` (without dropout) for dy [..., N], in the order of its arguments, then params; a packed gate's are packed.
 
     For NumPy arrays, as `linear_backward`.
     """
     act, values = resolve_call("gated_mlp", activation, params, True)
     check_no_autograd("gated_mlp_backward", x)
-    features = check_glu("gated_mlp_backward", x, (gate_weight, up_weight), (gate_bias, up_bias))
+    features = check_gated("gated_mlp_backward", x, gate_weight, up_weight, gate_bias, up_bias)
     check_down("gated_mlp_backward", x, features, down_weight, down_bias)
     check_values("gated_mlp_backward", x, act, values, features)
     check_dy("gated_mlp_backward", dy, x, down_weight.shape[0])

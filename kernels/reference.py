@@ -43,7 +43,7 @@ class GatedMLPGrads(NamedTuple):
 
     x: np.ndarray
     gate_weight: np.ndarray
-    up_weight: np.ndarray
+    up_weight: np.ndarray | None
     down_weight: np.ndarray
     gate_bias: np.ndarray | None
     up_bias: np.ndarray | None
@@ -185,11 +185,13 @@ def gated_mlp(
     x, gate_weight, up_weight, down_weight, gate_bias, up_bias, down_bias, act: Activation, values=(),
     *, compute_dtype: Any = np.float64,
 ):  # fmt: skip
-    """(act(x Gᵀ + bg) ⊙ (x Uᵀ + bu)) Dᵀ + bd: gate and up [F, K], down [N, F] -> [..., N]. The hidden layer is not rounded."""
+    """(act(x Gᵀ + bg) ⊙ (x Uᵀ + bu)) Dᵀ + bd: gate and up [F, K], or gate [2F, K] packed and no up; down [N, F] -> [..., N].
+
+    The hidden layer is not rounded.
+    """
     dtype = compute_dtype or x.dtype
-    x_, w, w2, b, b2, values = _cast(
-        (x, (gate_weight, up_weight), down_weight, (gate_bias, up_bias), down_bias, values), dtype
-    )
+    w, b = _gate_up(gate_weight, up_weight, gate_bias, up_bias)
+    x_, w, w2, b, b2, values = _cast((x, w, down_weight, b, down_bias, values), dtype)
     return _affine(glu(x_, w, b, act, values, compute_dtype=dtype), w2, b2).astype(x.dtype)
 
 
@@ -198,16 +200,21 @@ def gated_mlp_backward(
     dy, x, gate_weight, up_weight, down_weight, gate_bias, up_bias, down_bias, act: Activation, values=(),
     *, compute_dtype: Any = np.float64,
 ) -> GatedMLPGrads:  # fmt: skip
-    """Gradients of `gated_mlp` for dy [..., N]."""
+    """Gradients of `gated_mlp` for dy [..., N]; those of a packed gate are packed."""
     dtype, given = compute_dtype or x.dtype, values
-    dy, x_, w, w2, b, b2, values = _cast(
-        (dy, x, (gate_weight, up_weight), down_weight, (gate_bias, up_bias), down_bias, values), dtype
-    )
+    w, b = _gate_up(gate_weight, up_weight, gate_bias, up_bias)
+    dy, x_, w, w2, b, b2, values = _cast((dy, x, w, down_weight, b, down_bias, values), dtype)
     h = glu(x_, w, b, act, values, compute_dtype=dtype)
     dh, dw2, db2 = _affine_grads(dy, h, w2, b2)
     hidden = glu_backward(dh, x_, w, b, act, values, compute_dtype=dtype)
-    dx, (dgate, dup), dw2, (dgate_bias, dup_bias), db2 = _cast(
-        (hidden.x, hidden.weight, dw2, hidden.bias, db2), x.dtype
-    )
+    dx, dw, dw2, db, db2 = _cast((hidden.x, hidden.weight, dw2, hidden.bias, db2), x.dtype)
     params = _cast_params(hidden.params, act, given)
+    (dgate, dup), (dgate_bias, dup_bias) = (dw, db) if isinstance(w, tuple) else ((dw, None), (db, None))
     return GatedMLPGrads(dx, dgate, dup, dw2, dgate_bias, dup_bias, db2, params)
+
+
+def _gate_up(gate_weight, up_weight, gate_bias, up_bias) -> tuple[Any, Any]:
+    """(weight, bias) as `glu` takes them: a packed gate has no up beside it."""
+    if up_weight is None:
+        return gate_weight, gate_bias
+    return (gate_weight, up_weight), (gate_bias, up_bias)

@@ -1,9 +1,11 @@
 """FusedMLP and FusedGatedMLP: the transformer's feed-forward blocks."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from epilogue.checks import check_probability
 from epilogue.eager import apply, is_plain
@@ -17,7 +19,7 @@ class FusedMLP(Activated):
 
     Children `up` and `down` are plain nn.Linear, made in this order, so seeds and state_dicts are those of the unfused block.
     x [..., in_features] -> [..., out_features] (default: in_features). dropout: the share of hidden units dropped in training.
-    activation and its parameters as in `FusedLinear`.
+    recompute: keep x alone for backward, which repeats the up product. activation and its parameters as in `FusedLinear`.
 
     A child that is more than a plain nn.Linear at the moment of the call (LoRA, quantised, hooked, parametrized, sharded) is called as a
     module, and only the activation runs between the two.
@@ -33,12 +35,13 @@ class FusedMLP(Activated):
         dropout: float = 0.0,
         device: Any = None,
         dtype: Any = None,
+        recompute: bool = False,
         **params: Any,
     ) -> None:
         super().__init__(activation, params, bias)
         out_features = in_features if out_features is None else out_features
         check_probability("dropout", dropout)
-        self.dropout = float(dropout)
+        self.dropout, self.recompute = float(dropout), recompute
         self.up = nn.Linear(in_features, hidden_features, bias, device, dtype)
         self.down = nn.Linear(hidden_features, out_features, bias, device, dtype)
 
@@ -46,20 +49,20 @@ class FusedMLP(Activated):
         up, down, params = self.up, self.down, self.activation_params()
         if _plain(up) and _plain(down):
             return mlp(
-                x, up.weight, down.weight, up.bias, down.bias, self.activation, self.dropout, self.training, **params
-            )
-        h = apply(self.activation, tuple(params.values()), up(x))
-        return down(F.dropout(h, self.dropout, self.training))
+                x, up.weight, down.weight, up.bias, down.bias,
+                self.activation, self.dropout, self.training, self.recompute, **params,
+            )  # fmt: skip
+        return _as_modules(self, lambda x: apply(self.activation, tuple(params.values()), up(x)), x)
 
     def extra_repr(self) -> str:
-        return f"{self.activation_repr()}, dropout={self.dropout:g}"
+        return f"{self.activation_repr()}, dropout={self.dropout:g}{', recompute=True' * self.recompute}"
 
 
 class FusedGatedMLP(Activated):
     """dropout(act(x Gᵀ) ⊙ (x Uᵀ)) Dᵀ, as one operation (`epilogue.gated_mlp`): the block of Llama and its kin.
 
-    Children `gate`, `up`, `down` are plain nn.Linear, made in this order. Shapes, dropout and what happens to children that are more than
-    plain as in `FusedMLP`; activation as in `FusedGLU`.
+    Children `gate`, `up`, `down` are plain nn.Linear, made in this order. Shapes, dropout, recompute and what happens to children that
+    are more than plain as in `FusedMLP`; activation as in `FusedGLU`.
     """
 
     Gated = True
@@ -74,12 +77,13 @@ class FusedGatedMLP(Activated):
         dropout: float = 0.0,
         device: Any = None,
         dtype: Any = None,
+        recompute: bool = False,
         **params: Any,
     ) -> None:
         super().__init__(activation, params, bias)
         out_features = in_features if out_features is None else out_features
         check_probability("dropout", dropout)
-        self.dropout = float(dropout)
+        self.dropout, self.recompute = float(dropout), recompute
         self.gate = nn.Linear(in_features, hidden_features, bias, device, dtype)
         self.up = nn.Linear(in_features, hidden_features, bias, device, dtype)
         self.down = nn.Linear(hidden_features, out_features, bias, device, dtype)
@@ -89,12 +93,20 @@ class FusedGatedMLP(Activated):
         if _plain(gate) and _plain(up) and _plain(down):
             return gated_mlp(
                 x, gate.weight, up.weight, down.weight, gate.bias, up.bias, down.bias,
-                self.activation, self.dropout, self.training, **params,
+                self.activation, self.dropout, self.training, self.recompute, **params,
             )  # fmt: skip
-        h = apply(self.activation.gated, tuple(params.values()), gate(x), up(x))
-        return down(F.dropout(h, self.dropout, self.training))
+        return _as_modules(self, lambda x: apply(self.activation.gated, tuple(params.values()), gate(x), up(x)), x)
 
     extra_repr = FusedMLP.extra_repr
+
+
+def _as_modules(block: "FusedMLP | FusedGatedMLP", hidden: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The block with its children called as modules."""
+
+    def forward(x: Tensor) -> Tensor:
+        return block.down(F.dropout(hidden(x), block.dropout, block.training))
+
+    return checkpoint(forward, x, use_reentrant=False) if block.recompute else forward(x)
 
 
 def _plain(child: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from . import INTERPRET
 
 @dataclass(frozen=True)
 class Config:
-    """One way to launch a forward kernel."""
+    """One way to launch a product kernel."""
 
     BLOCK_M: int
     BLOCK_N: int
@@ -25,39 +25,65 @@ class Config:
 
     def constants(self) -> dict[str, int]:
         """The kernel's compile-time arguments and launch options."""
-        names = ["BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M", "num_warps", "num_stages"]
-        return {name: getattr(self, name) for name in names + ["PIECES"] * self.tma}
-
-    def shared_bytes(self, itemsize: int, gated: bool) -> int:
-        """Shared memory: the stages of both operands, and the descriptor kernel's staging of a result's piece."""
-        loads = self.num_stages * (self.BLOCK_M + self.BLOCK_N * (1 + gated)) * self.BLOCK_K * itemsize
-        return loads + self.tma * self.BLOCK_M * self.BLOCK_N // self.PIECES * itemsize
+        names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M", "PIECES", "num_warps", "num_stages")
+        return {name: getattr(self, name) for name in names}
 
 
-# (descriptors?, gated?, bytes per element). IEEE float32 products have no matrix instruction, so they stay with the pointer kernel, whose
+class Family(NamedTuple):
+    """A kernel family, as far as a choice of tiles depends on it."""
+
+    name: str
+    products: int  # accumulators, and weights that a step of K loads
+    staged: int  # pieces of the epilogue in shared memory at a time
+
+
+LINEAR, GLU, DACT = Family("linear_fwd", 1, 1), Family("linear_fwd", 2, 1), Family("linear_dact", 1, 2)
+
+
+def shared_bytes(config: Config, family: Family, itemsize: int) -> int:
+    """Shared memory: the stages of the operands, and the descriptor kernel's staging of the epilogue's pieces."""
+    loads = config.num_stages * (config.BLOCK_M + config.BLOCK_N * family.products) * config.BLOCK_K * itemsize
+    return loads + config.tma * family.staged * config.BLOCK_M * config.BLOCK_N // config.PIECES * itemsize
+
+
+# (family, descriptors?, bytes per element). IEEE float32 products have no matrix instruction, so they stay with the pointer kernel, whose
 # small tiles hold them without spilling. BLOCK_N counts each of a gated layer's two accumulators.
-TABLE: dict[tuple[bool, bool, int], tuple[Config, ...]] = {
-    (True, False, 2): (
+TABLE: dict[tuple[Family, bool, int], tuple[Config, ...]] = {
+    (LINEAR, True, 2): (
         Config(128, 256, 64, 8, 3, True, PIECES=2),
         Config(128, 128, 64, 8, 4, True),
         Config(64, 128, 64, 4, 4, True),
         Config(64, 64, 64, 4, 4, True),
     ),
-    (True, True, 2): (
+    (GLU, True, 2): (
         Config(128, 128, 64, 8, 3, True),
         Config(64, 128, 64, 8, 3, True),
         Config(64, 64, 64, 4, 3, True),
     ),
-    (True, False, 4): (Config(128, 128, 32, 8, 3, True, PIECES=2), Config(64, 64, 32, 4, 4, True)),
-    (True, True, 4): (Config(128, 64, 32, 8, 3, True), Config(64, 64, 32, 4, 3, True)),
-    (False, False, 2): (
+    (LINEAR, True, 4): (Config(128, 128, 32, 8, 3, True, PIECES=2), Config(64, 64, 32, 4, 4, True)),
+    (GLU, True, 4): (Config(128, 64, 32, 8, 3, True), Config(64, 64, 32, 4, 3, True)),
+    (LINEAR, False, 2): (
         Config(128, 128, 32, 8, 4),
         Config(64, 64, 32, 4, 4),
         Config(16, 64, 64, 4, 4),
     ),
-    (False, True, 2): (Config(128, 64, 32, 8, 3), Config(64, 64, 32, 4, 3), Config(16, 64, 64, 4, 3)),
-    (False, False, 4): (Config(64, 64, 16, 4, 3), Config(16, 64, 32, 4, 3)),
-    (False, True, 4): (Config(64, 32, 32, 4, 3), Config(16, 32, 32, 4, 3)),
+    (GLU, False, 2): (Config(128, 64, 32, 8, 3), Config(64, 64, 32, 4, 3), Config(16, 64, 64, 4, 3)),
+    (LINEAR, False, 4): (Config(64, 64, 16, 4, 3), Config(16, 64, 32, 4, 3)),
+    (GLU, False, 4): (Config(64, 32, 32, 4, 3), Config(16, 32, 32, 4, 3)),
+    # Pieces of 32 columns: this epilogue holds up to five tiles, and with pieces of 64 the widest spills.
+    (DACT, True, 2): (
+        Config(128, 256, 64, 8, 3, True, PIECES=8),
+        Config(128, 128, 64, 8, 4, True, PIECES=4),
+        Config(64, 128, 64, 4, 4, True, PIECES=4),
+        Config(64, 64, 64, 4, 4, True, PIECES=2),
+    ),
+    (DACT, True, 4): (Config(128, 128, 32, 8, 3, True, PIECES=4), Config(64, 64, 32, 4, 4, True, PIECES=2)),
+    (DACT, False, 2): (
+        Config(128, 128, 32, 8, 4, PIECES=4),
+        Config(64, 64, 32, 4, 4, PIECES=2),
+        Config(16, 64, 64, 4, 4),
+    ),
+    (DACT, False, 4): (Config(64, 64, 16, 4, 3, PIECES=2), Config(16, 64, 32, 4, 3)),
 }
 
 BWD_BLOCK = {"BLOCK_M": 8, "BLOCK_N": 128, "num_warps": 4}
@@ -84,20 +110,20 @@ def _gpu(index: int) -> Machine:
 
 
 @functools.lru_cache(maxsize=4096)
-def choose(m: int, n: int, k: int, itemsize: int, gated: bool, tma: bool, chip: Machine) -> Config:
-    """The config of least predicted time for an [m, k] x [n, k]ᵀ product.
+def choose(family: Family, tma: bool, m: int, n: int, k: int, itemsize: int, chip: Machine) -> Config:
+    """The config of least predicted time for a product of m rows, n columns and k terms.
 
     A multiprocessor works through ceil(tiles / processors) tiles. A tile takes, per step of K, the longer of its arithmetic and its loads
     from L2 and a quarter of the shorter (they overlap, not wholly), in units of one multiprocessor's time for a multiply-add; a byte costs
     `BYTE` of them. Small tiles thus pay for their lower arithmetic intensity, large ones for the last, partly filled wave. The numbers
     are the data sheet's and an estimate; no GPU has confirmed them yet.
     """
-    configs = TABLE[tma, gated, itemsize]
-    fitting = [c for c in configs if c.shared_bytes(itemsize, gated) <= chip.shared_bytes] or [configs[-1]]
+    configs = TABLE[family, tma, itemsize]
+    fitting = [c for c in configs if shared_bytes(c, family, itemsize) <= chip.shared_bytes] or [configs[-1]]
 
     def time(config: Config) -> int:
         tiles = -(-m // config.BLOCK_M) * -(-n // config.BLOCK_N)
-        columns = config.BLOCK_N * (1 + gated)
+        columns = config.BLOCK_N * family.products
         shorter, longer = sorted((config.BLOCK_M * columns, BYTE * itemsize * (config.BLOCK_M + columns)))
         return -(-tiles // chip.processors) * (4 * longer + shorter)
 

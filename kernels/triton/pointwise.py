@@ -4,7 +4,6 @@ The products dx = dz W and dW = dzᵀ x are cuBLAS's. Fusing this kernel into th
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
@@ -13,9 +12,8 @@ from torch import Tensor
 
 from ..catalogue import Activation
 from .configs import BWD_BLOCK, machine
-from .operands import on_device, param_arguments
-from .tiles import load_params, rounded
-from .vocabulary import device_function
+from .operands import gradients, on_device, param_arguments
+from .tiles import load_params, operand_gradients, param_gradient, rounded
 
 
 @triton.jit(do_not_specialize=["M", "rows_per_program"])
@@ -27,8 +25,8 @@ def linear_bwd_kernel(
 ):  # fmt: skip
     """dz [M, N] = dy ⊙ act'(saved), and per program the float32 column sums of dz and of the learnable parameter's gradient.
 
-    With `up`, the gradients of both operands: of a pair by `grad` and `grad_up`, of a gated activation (grad_up None) by the product
-    rule. Sums land in row program_id(0) of [programs, N] arrays of row stride stride_dzm (dparam's: N): no atomics.
+    With `up`, the gradients of both operands. Sums land in row program_id(0) of [programs, N] arrays of row stride stride_dzm (dparam's:
+    N): no atomics.
     """
     cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     cols64 = cols.to(tl.int64)[None, :]
@@ -44,26 +42,17 @@ def linear_bwd_kernel(
         mask = (rows < M)[:, None] & col_mask[None, :]
         dy = tl.load(dy_ptr + rows64 * stride_dym + cols64 * stride_dyn, mask=mask, other=0.0).to(tl.float32)
         saved = tl.load(saved_ptr + rows64 * stride_sm + cols64, mask=mask, other=0.0).to(tl.float32)
-        if up_ptr is None:
-            dz = dy * grad(saved, *values)
-            if dparam_ptr is not None:
-                sum_param += tl.where(mask, dy * grad_param(saved, *values), 0.0)
-        else:
+        up = None
+        if up_ptr is not None:
             up = tl.load(up_ptr + rows64 * stride_sm + cols64, mask=mask, other=0.0).to(tl.float32)
-            if grad_up is None:
-                dz = dy * up * grad(saved, *values)
-                dup = dy * value(saved, *values)
-                if dparam_ptr is not None:
-                    sum_param += tl.where(mask, dy * up * grad_param(saved, *values), 0.0)
-            else:
-                dz = dy * grad(saved, up, *values)
-                dup = dy * grad_up(saved, up, *values)
-                if dparam_ptr is not None:
-                    sum_param += tl.where(mask, dy * grad_param(saved, up, *values), 0.0)
-            if dup_ptr is not None:
-                tl.store(dup_ptr + rows64 * stride_dzm + cols64, rounded(dup, dup_ptr.dtype.element_ty), mask=mask)
-            if dup_bias_ptr is not None:
-                sum_up += tl.where(mask, dup, 0.0)
+        dz, dup = operand_gradients(dy, saved, up, values, value, grad, grad_up)
+        if dparam_ptr is not None:
+            dparam = param_gradient(dy, saved, up, values, grad_param, grad_up is None)
+            sum_param += tl.where(mask, dparam, 0.0)
+        if dup_ptr is not None:
+            tl.store(dup_ptr + rows64 * stride_dzm + cols64, rounded(dup, dup_ptr.dtype.element_ty), mask=mask)
+        if dup_bias_ptr is not None:
+            sum_up += tl.where(mask, dup, 0.0)
         if dz_ptr is not None:
             tl.store(dz_ptr + rows64 * stride_dzm + cols64, rounded(dz, dz_ptr.dtype.element_ty), mask=mask)
         if dbias_ptr is not None:
@@ -95,26 +84,14 @@ def linear_bwd(
         dz_gate, dz_up = (dz, None) if dz is None or not gated else (dz[:, :n], dz[:, n:])
         db_gate, db_up = (dbias, None) if dbias is None or not gated else (dbias[:, :n], dbias[:, n:])
         params, strides = param_arguments(values)
+        kept = "input" if gated else act.saves(values)
         with on_device(dy):
             linear_bwd_kernel[(programs, triton.cdiv(n, BWD_BLOCK["BLOCK_N"]))](
                 dy, gate, up, dz_gate, dz_up, db_gate, db_up, dparam, params,
                 m, n, *dy.stride(), saved.stride(0), width, rows_per_program,
-                **gradients(act, values, gated, dy.dtype), PARAM_STRIDES=strides, **BWD_BLOCK,
+                **gradients(act, values, gated, dy.dtype, kept), PARAM_STRIDES=strides, **BWD_BLOCK,
             )  # fmt: skip
     return dz, None if dbias is None else dbias.sum(0), None if dparam is None else dparam.sum(0)
-
-
-def gradients(act: Activation, values: tuple, gated: bool, dtype: torch.dtype) -> dict[str, Any]:
-    """The derivative kernel's functions for this activation."""
-    base = act.gate or act
-    if base.arity == 2:
-        grad, grad_up = base.derivatives["a"], base.derivatives["b"]
-    else:
-        from_output = None if gated else base.output_derivative(values)
-        grad, grad_up = from_output or base.derivatives["x"], None
-    learned = next((name for name, v in zip(base.params, values, strict=True) if isinstance(v, Tensor)), "")
-    formulas = {"value": base.value, "grad": grad, "grad_up": grad_up, "grad_param": base.derivatives.get(learned)}
-    return {name: formula and device_function(formula, dtype) for name, formula in formulas.items()}
 
 
 def _row_programs(m: int, n: int, processors: int) -> tuple[int, int]:

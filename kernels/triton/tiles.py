@@ -1,4 +1,4 @@
-"""What the kernels share: the order of tiles, products, parameters, and the epilogue's arithmetic."""
+"""What the kernels share: the order of tiles, products, parameters, and the arithmetic of the epilogues."""
 
 import triton
 import triton.language as tl
@@ -71,9 +71,60 @@ def activate(z, up, values, value: tl.constexpr, GATED: tl.constexpr):
 
 
 @triton.jit
+def operand_gradients(dy, z, up, values, value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr):
+    """(dz, dup) of y = activate(z, up): of a pair by `grad` and `grad_up`, of a gated activation (grad_up None) by the product rule."""
+    if up is None:
+        return dy * grad(z, *values), None
+    elif grad_up is None:
+        return dy * up * grad(z, *values), dy * value(z, *values)
+    else:
+        return dy * grad(z, up, *values), dy * grad_up(z, up, *values)
+
+
+@triton.jit
+def param_gradient(dy, z, up, values, grad_param: tl.constexpr, GATED: tl.constexpr):
+    """The learnable parameter's gradient, element by element."""
+    if up is None:
+        return dy * grad_param(z, *values)
+    elif GATED:
+        return dy * up * grad_param(z, *values)
+    else:
+        return dy * grad_param(z, up, *values)
+
+
+@triton.jit
+def store_signs(signs_ptr, y, row, col, M, N, stride):
+    """y > 0, a bit per element: eight columns a byte, the first in its lowest bit. col is a multiple of 8."""
+    rows = (row + tl.arange(0, y.shape[0]))[:, None]
+    bytes_ = (col // 8 + tl.arange(0, y.shape[1] // 8))[None, :]
+    bits = (y > 0.0).to(tl.int32).reshape(y.shape[0], y.shape[1] // 8, 8) << tl.arange(0, 8)[None, None, :]
+    mask = (rows < M) & (bytes_ < tl.cdiv(N, 8))
+    tl.store(signs_ptr + rows.to(tl.int64) * stride + bytes_, tl.sum(bits, 2).to(tl.uint8), mask=mask)
+
+
+@triton.jit
+def load_signs(signs_ptr, rows64, cols, stride, mask):
+    """What store_signs stored, as 1.0 and 0.0."""
+    packed = tl.load(signs_ptr + rows64 * stride + (cols // 8)[None, :], mask=mask, other=0)
+    return ((packed.to(tl.int32) >> (cols % 8)[None, :]) & 1).to(tl.float32)
+
+
+@triton.jit
+def store_sum(sum_ptr, x, tile_m, cols, mask, N, stride):
+    """The float32 column sums of a tile's x as row tile_m of [tiles_m, ...], so that no atomics are needed; nothing without a pointer."""
+    if sum_ptr is not None:
+        total = tl.sum(tl.where(mask, x, 0.0), 0)
+        tl.store(sum_ptr + tile_m.to(tl.int64) * stride + cols, total, mask=cols < N)
+
+
+@triton.jit
 def column_pieces(z, PIECES: tl.constexpr):
-    """z [rows, cols] as a tuple of PIECES (1 or 2) column blocks: an epilogue in pieces needs a piece's registers."""
+    """z [rows, cols] as a tuple of PIECES (1, 2 or 4) column blocks: an epilogue in pieces needs a piece's registers."""
     if PIECES == 1:
         return (z,)
     else:
-        return z.reshape(z.shape[0], 2, z.shape[1] // 2).permute(0, 2, 1).split()
+        left, right = z.reshape(z.shape[0], 2, z.shape[1] // 2).permute(0, 2, 1).split()
+        if PIECES == 2:
+            return (left, right)
+        else:
+            return column_pieces(left, PIECES // 2) + column_pieces(right, PIECES // 2)

@@ -12,7 +12,7 @@ from epilogue.vocabulary import NUMPY, PRIMITIVES
 FORMULAS = [
     formula
     for entry in ACTIVATIONS.values()
-    for formula in (entry.value, *entry.derivatives.values(), *(formula for formula, _ in entry.from_output))
+    for formula in (entry.value, *entry.derivatives.values(), *(formula for formula, *_ in entry.from_output))
 ]
 
 
@@ -109,7 +109,7 @@ def test_record_is_complete(entry):
     assert set(entry.operands) <= set(entry.derivatives) <= set(takes)
     for formula in entry.derivatives.values():
         assert list(inspect.signature(formula).parameters) == takes
-    for formula, _ in entry.from_output:
+    for formula, *_ in entry.from_output:
         assert list(inspect.signature(formula).parameters) == ["y", *entry.params]
     assert inspect.getdoc(entry.value), "the formula and its source"
 

@@ -6,7 +6,7 @@ import torch
 import checks
 import epilogue
 from checks import assert_accurate
-from epilogue.triton.configs import TABLE, Machine, choose
+from epilogue.triton.configs import DACT, GLU, LINEAR, TABLE, Machine, choose, shared_bytes
 from epilogue.triton.linear import linear_fwd
 from epilogue.triton.operands import Operands
 from epilogue.triton.pointwise import linear_bwd
@@ -92,9 +92,13 @@ def test_stride_0_gradient(device):
 
 CONFIGS = [
     pytest.param(
-        config, gated, itemsize, id=f"{'tma' if tma else 'pointer'}-{'glu' if gated else 'linear'}-{itemsize}-{i}"
+        config,
+        family is GLU,
+        itemsize,
+        id=f"{'tma' if tma else 'pointer'}-{'glu' if family is GLU else 'linear'}-{itemsize}-{i}",
     )
-    for (tma, gated, itemsize), configs in TABLE.items()
+    for (family, tma, itemsize), configs in TABLE.items()
+    if family is not DACT
     for i, config in enumerate(configs)
 ]
 
@@ -110,7 +114,7 @@ def test_every_config(config, gated, itemsize, device):
         draw((1 + gated) * n, k, dtype=dtype, device=device, scale=k**-0.5),
     )
     bias = draw((1 + gated) * n, dtype=dtype, device=device)
-    y, z = linear_fwd(Operands(x, weight, None, bias, None, SILU, (), gated), True, config)
+    y, z = linear_fwd(Operands(x, weight, None, bias, None, SILU, (), gated), "input", config)
     truth = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
     unfused = torch.nn.functional.linear(x, weight, bias)
     assert_accurate(z, unfused, truth)
@@ -124,14 +128,14 @@ def test_every_config(config, gated, itemsize, device):
 
 def test_configs_fit_the_chip():
     small = Machine(processors=46, shared_bytes=99 * 1024, descriptors=True)
-    for key in TABLE:
-        tma, gated, itemsize = key
+    for family, tma, itemsize in TABLE:
         for m in (1, 64, 1000, 100_000):
-            config = choose(m, 4096, 4096, itemsize, gated, tma, small)
-            assert config.shared_bytes(itemsize, gated) <= small.shared_bytes
+            config = choose(family, tma, m, 4096, 4096, itemsize, small)
+            assert shared_bytes(config, family, itemsize) <= small.shared_bytes
     large = Machine(processors=132, shared_bytes=227 * 1024, descriptors=True)
-    assert choose(16384, 8192, 4096, 2, False, True, large).BLOCK_N == 256
-    assert choose(64, 512, 4096, 2, False, True, large).BLOCK_M == 64
+    for family in (LINEAR, DACT):
+        assert choose(family, True, 16384, 8192, 4096, 2, large).BLOCK_N == 256
+        assert choose(family, True, 64, 512, 4096, 2, large).BLOCK_M == 64
 
 
 def test_non_finite_stays_where_it_is(device):

@@ -55,7 +55,7 @@ def test_launch(launched, shape, name, values, gated, request):
     values = tuple({"scalar": torch.ones(()), "channel": torch.ones(n)}.get(v, v) for v in values)
     x, dy, weight, bias = (torch.zeros(s) for s in ((m, k), (m, n), ((1 + gated) * n, k), ((1 + gated) * n,)))
     operands = Operands(x.bfloat16(), weight.bfloat16(), None, bias.bfloat16(), None, act, values, gated)
-    _, z = linear.linear_fwd(operands, save=True)
+    _, z = linear.linear_fwd(operands, keep="input")
     pointwise.linear_bwd(dy.bfloat16(), z, act, values, gated, (True, True, bool(act.learnable)))
     descriptors = "sm_90" in request.node.name and "aligned" in request.node.name
     assert launched == ["linear_fwd_tma_kernel" if descriptors else "linear_fwd_kernel", "linear_bwd_kernel"]

@@ -40,6 +40,6 @@ def test_a_graph_made_on_a_gpu_runs_on_the_cpu():
     from epilogue.triton import autograd  # noqa: F401  registers it
 
     x, weight, bias = torch.randn(2, 3, 8), torch.randn(12, 8), torch.randn(12)
-    y, z = torch.ops.epilogue.linear_fwd(x, weight, None, bias, None, None, "silu", [], -1, True, True)
+    y, z = torch.ops.epilogue.linear_fwd(x, weight, None, bias, None, None, "silu", [], -1, True, "input")
     torch.testing.assert_close(z, linear(x, weight, bias).flatten(0, 1))
     torch.testing.assert_close(y.flatten(0, 1), silu(z[:, :6]) * z[:, 6:])

@@ -1,0 +1,70 @@
+"""Dropout inside an epilogue: a mask that is a function of a seed and the position alone, so that nothing of it is stored."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def dropout_scale(dropout, row, col, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """What dropout multiplies the elements (row + i, col + j) by: 0 or 1/(1-p); the number 1 where `dropout` is None.
+
+    dropout: (pointer to a 64-bit seed, threshold, 1/(1-p)). An element is kept where its 32 random bits, as a signed number, reach the
+    threshold. They are one of four words that Philox4x32-7 (Salmon et al. 2011, doi:10.1145/2063384.2063405) makes of the counter
+    (column // 4, row), whatever the tile's shape: backward draws forward's mask. col is a multiple of 4.
+    """
+    if dropout is None:
+        return 1.0
+    else:
+        groups = (col // 4 + tl.arange(0, COLS // 4))[None, :] + tl.zeros((ROWS, 1), tl.int32)
+        rows = (row + tl.arange(0, ROWS))[:, None] + tl.zeros((1, COLS // 4), tl.int32)
+        zero = tl.zeros_like(rows)
+        a, b, c, d = tl.philox(tl.load(dropout[0]), groups, rows, zero, zero, 7)
+        even = tl.join(_kept(a, dropout[1]), _kept(c, dropout[1]))
+        odd = tl.join(_kept(b, dropout[1]), _kept(d, dropout[1]))
+        return tl.where(tl.join(even, odd).reshape(ROWS, COLS) != 0, dropout[2], 0.0)
+
+
+@triton.jit
+def _kept(word, threshold):
+    """A byte each: cheap to move to the tile's layout."""
+    return (word.to(tl.int32, bitcast=True) >= threshold).to(tl.int8)
+
+
+@triton.jit
+def dropout_mask_kernel(mask_ptr, dropout, M, N, BLOCK: tl.constexpr):
+    row, col = tl.program_id(0) * BLOCK, tl.program_id(1) * BLOCK
+    rows, cols = (row + tl.arange(0, BLOCK))[:, None], (col + tl.arange(0, BLOCK))[None, :]
+    scale = dropout_scale(dropout, row, col, BLOCK, BLOCK) + tl.zeros((BLOCK, BLOCK), tl.float32)
+    tl.store(mask_ptr + rows.to(tl.int64) * N + cols, scale, mask=(rows < M) & (cols < N))
+
+
+class Dropout(NamedTuple):
+    """A dropout's probability, and the 64-bit seed from which forward and backward draw the same mask."""
+
+    p: float
+    seed: Tensor
+
+    def argument(self) -> tuple[Tensor, int, float]:
+        """What `dropout_scale` takes."""
+        threshold = min(round(self.p * 2**32), 2**32 - 1) - 2**31
+        return self.seed, threshold, 1.0 / (1.0 - self.p) if self.p < 1.0 else 0.0
+
+
+def draw_seed(device: torch.device) -> Tensor:
+    """From torch's generator of that device, so that manual_seed, checkpointing and CUDA graphs govern it; on the device, so that nothing
+    waits for it."""
+    return torch.randint(2**63 - 1, (1,), device=device)
+
+
+def dropout_mask(dropout: Dropout, m: int, n: int) -> Tensor:
+    """The factors that the kernels multiply h [m, n] by, float32."""
+    mask = torch.empty(m, n, device=dropout.seed.device)
+    if mask.numel():
+        with torch.cuda.device_of(mask):
+            grid = triton.cdiv(m, 32), triton.cdiv(n, 32)
+            dropout_mask_kernel[grid](mask, dropout.argument(), m, n, BLOCK=32)
+    return mask
