@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import epilogue
-from epilogue.nn import FusedGLU, FusedLinear, FusedMLP
+from epilogue.nn import FusedGatedMLP, FusedGLU, FusedLinear, FusedMLP
 from epilogue.triton import autograd  # noqa: F401  registers the operators
 
 NONE = (None,) * 3
@@ -16,7 +16,7 @@ def tensor(*shape, device, dtype=torch.float32):
 
 @pytest.mark.parametrize("save", [True, False])
 @pytest.mark.parametrize("form", ["linear", "packed", "pair", "learned", "output"])
-def test_opcheck_forward(form, save, device):
+def test_opcheck_linear(form, save, device):
     x, weight, bias = tensor(2, 6, 8, device=device), tensor(12, 8, device=device), tensor(12, device=device)
     up = [tensor(12, 8, device=device), bias, tensor(12, device=device)]
     arguments = {
@@ -26,16 +26,50 @@ def test_opcheck_forward(form, save, device):
         "pair": (x, weight, *up, None, "maxout", [], -1, True),
         "learned": (x, weight, *NONE, tensor(12, device=device), "prelu", [0.0], 0, False),
     }[form]
-    torch.library.opcheck(torch.ops.epilogue.linear_fwd.default, (*arguments, save))
+    keep = ("output" if form == "output" else "input") if save else "nothing"
+    torch.library.opcheck(torch.ops.epilogue.linear_fwd.default, (*arguments, keep))
 
 
 @pytest.mark.parametrize("needs", [[True, True, True], [True, False, False], [False, True, False]])
 @pytest.mark.parametrize("gated", [False, True])
-def test_opcheck_backward(gated, needs, device):
+def test_opcheck_linear_backward(gated, needs, device):
     dy, saved, beta = (
         t.detach() for t in (tensor(6, 8, device=device), tensor(6, 8 << gated, device=device), tensor(device=device))
     )
     torch.library.opcheck(torch.ops.epilogue.linear_bwd.default, (dy, saved, beta, "swish", [0.0], 0, gated, needs))
+
+
+@pytest.mark.parametrize("keep", ["nothing", "input", "output", "sign"])
+@pytest.mark.parametrize("form", ["plain", "pair", "packed"])
+def test_opcheck_mlp(form, keep, device):
+    def draw(*shape):
+        return tensor(*shape, device=device)
+
+    x, seed = draw(2, 6, 8), torch.tensor([5], device=device)
+    layer = {
+        "plain": (draw(12, 8), None, draw(12), None, None),
+        "pair": (draw(12, 8), draw(12, 8), draw(12), draw(12), None),
+        "packed": (draw(24, 8), None, None, None, draw()),
+    }[form]
+    call = {
+        "plain": ("leaky_relu", [0.1], -1, False),
+        "pair": ("silu", [], -1, True),
+        "packed": ("swish", [0.0], 0, True),
+    }
+    down = (draw(4, 12).requires_grad_(keep != "sign"), draw(4))
+    kept = keep if form == "plain" or keep in ("nothing", "input") else "input"
+    arguments = (x, *layer, *down, seed, *call[form], 0.25, kept)
+    torch.library.opcheck(torch.ops.epilogue.mlp_fwd.default, arguments)
+
+
+@pytest.mark.parametrize("needs", [[True, True, True], [False, False, False], [True, False, True]])
+@pytest.mark.parametrize("gated", [False, True])
+def test_opcheck_dact(gated, needs, device):
+    shapes = (6, 4), (4, 8), (6, 8 << gated), ()
+    dy, down, saved, beta = (tensor(*shape, device=device).detach() for shape in shapes)
+    seed = torch.tensor([5], device=device)
+    arguments = (dy, down, saved, beta, seed, "swish", [0.0], 0, gated, 0.25, "input", needs)
+    torch.library.opcheck(torch.ops.epilogue.linear_dact.default, arguments)
 
 
 @pytest.mark.parametrize(
@@ -44,9 +78,13 @@ def test_opcheck_backward(gated, needs, device):
         FusedLinear(8, 16, activation="tanh"),
         FusedLinear(8, 16, activation=torch.nn.PReLU(16)),
         FusedGLU(8, 16),
-        FusedMLP(8, 16, dropout=0.0),
+        FusedMLP(8, 16),
+        FusedMLP(8, 16, activation="relu"),
+        FusedMLP(8, 16, activation=torch.nn.PReLU(16), recompute=True),
+        FusedGatedMLP(8, 16),
+        FusedGatedMLP(8, 16, bias=True, recompute=True),
     ],
-    ids=lambda module: type(module).__name__,
+    ids=repr,
 )
 def test_compile_fullgraph_with_dynamic_batch(module, device):
     module = module.to(device)
@@ -71,8 +109,24 @@ def test_compile_fullgraph_with_dynamic_batch(module, device):
     assert any("epilogue" in str(node.target) for node in graphs[-1].graph.nodes)
 
 
-def test_export(device):
-    module = FusedGLU(8, 16).to(device)
+@pytest.mark.parametrize("kind", [FusedMLP, FusedGatedMLP])
+def test_compiled_dropout(kind, device):
+    """A compiled step draws anew at each call, and its backward draws what its forward drew: h is linear in what it keeps."""
+    torch._dynamo.reset()
+    module = kind(8, 64, activation="relu" if kind is FusedMLP else "silu", bias=False, dropout=0.5).to(device)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    x = tensor(16, 8, device=device)
+    y = compiled(x)
+    (ddown,) = torch.autograd.grad(y, module.down.weight, y.detach(), retain_graph=True)
+    # Σ y ⊙ (h W₂ᵀ) = Σ W₂ ⊙ (yᵀ h), with forward's h on the left and backward's on the right
+    torch.testing.assert_close((y * y).sum(), (ddown * module.down.weight).sum(), rtol=1e-4, atol=1e-4)
+    assert not torch.equal(compiled(x), y)
+    torch.testing.assert_close(compiled.eval()(x), module.eval()(x))
+
+
+@pytest.mark.parametrize("kind", [FusedGLU, FusedMLP])
+def test_export(kind, device):
+    module = kind(8, 16).to(device)
     x = torch.randn(4, 8, device=device)
     batch = torch.export.Dim("batch", min=2)
     program = torch.export.export(module, (x,), dynamic_shapes={"x": {0: batch}})
