@@ -8,7 +8,7 @@ code and its scalar code; these are one of the two.
 """
 
 from .catalogue import activation, derivative_of, exact_in_half, pair
-from .vocabulary import absolute, exp, expm1, log1p, maximum, minimum, normal_cdf, sigmoid, tanh, where
+from .vocabulary import absolute, exp, expm1, log1p, maximum, minimum, normal_cdf, reciprocal, sigmoid, tanh, where
 
 
 @activation(oracle=lambda F, x: x, aliases=("linear", "none"))
@@ -67,7 +67,9 @@ def sigmoid_(x):
 
 @derivative_of(sigmoid_)
 def sigmoid_grad(x):
-    return sigmoid(x) * sigmoid(-x)
+    """σ(x) σ(-x), even in x: both factors from the smaller one, which keeps its relative accuracy."""
+    s = sigmoid(-absolute(x))
+    return s * (1.0 - s)
 
 
 @derivative_of(sigmoid_, output=True)
@@ -111,7 +113,8 @@ def tanh_(x):
 @derivative_of(tanh_)
 def tanh_grad(x):
     """1 - tanh², as 4 σ(2x) σ(-2x): no cancellation in the tails."""
-    return 4.0 * sigmoid(2.0 * x) * sigmoid(-2.0 * x)
+    s = sigmoid(-2.0 * absolute(x))
+    return 4.0 * s * (1.0 - s)
 
 
 @derivative_of(tanh_, output=True)
@@ -160,7 +163,7 @@ def softsign(x):
 @derivative_of(softsign)
 def softsign_grad(x):
     """1 / (1 + |x|)². At ±inf it is 0, its limit, where torch's composite gives NaN."""
-    r = 1.0 / (1.0 + absolute(x))
+    r = reciprocal(1.0 + absolute(x))
     return r * r
 
 
@@ -274,17 +277,17 @@ def selu_grad(x):
 @activation(oracle=lambda F, x, alpha: F.celu(x, alpha), requires=(lambda alpha: alpha != 0.0, "alpha other than 0"))
 def celu(x, alpha=1.0):
     """max(x, 0) + min(0, alpha · (e^(x/alpha) - 1)).  Barron 2017, arXiv:1704.07483; torch.nn.CELU."""
-    return where(x > 0.0, x, alpha * expm1(minimum(x, 0.0) / alpha))
+    return where(x > 0.0, x, alpha * expm1(minimum(x, 0.0) * (1.0 / alpha)))
 
 
 @derivative_of(celu)
 def celu_grad(x, alpha):
-    return where(x > 0.0, 1.0, exp(minimum(x, 0.0) / alpha))
+    return where(x > 0.0, 1.0, exp(minimum(x, 0.0) * (1.0 / alpha)))
 
 
 @derivative_of(celu, output=lambda alpha: alpha > 0.0 and exact_in_half(alpha))
 def celu_grad_output(y, alpha):
-    return where(y > 0.0, 1.0, y / alpha + 1.0)
+    return where(y > 0.0, 1.0, y * (1.0 / alpha) + 1.0)
 
 
 @activation(oracle=lambda F, x: F.gelu(x), aliases=("gelu_python",), gated="geglu")
@@ -295,7 +298,8 @@ def gelu(x):
 
 @derivative_of(gelu)
 def gelu_grad(x):
-    return normal_cdf(x) + x * (0.3989422804014327 * exp(-0.5 * x * x))
+    """Φ(x) + x φ(x), the factor 1/√2π of φ in its exponent."""
+    return normal_cdf(x) + x * exp(-0.5 * x * x - 0.9189385332046727)
 
 
 @activation(
@@ -309,16 +313,19 @@ def gelu_tanh(x):
 
     The sigmoid form keeps the relative accuracy of the lower tail, which 1 + tanh cancels away.
     """
-    return x * sigmoid(1.5957691216057308 * x * (1.0 + 0.044715 * x * x))
+    return x * sigmoid(x * (1.5957691216057308 + 0.07135481627260025 * (x * x)))
 
 
 @derivative_of(gelu_tanh)
 def gelu_tanh_grad(x):
-    """σ(2u) + x σ(2u) σ(-2u) 2u'. x² is capped where the second term is 0 anyway: past 1e19 it would overflow to 0 · inf."""
-    v = 1.5957691216057308 * x * (1.0 + 0.044715 * x * x)
-    s = sigmoid(v)
+    """σ(2u) + x σ(2u) σ(-2u) 2u', both σ from the smaller one.
+
+    x² is capped where the second term is 0 anyway: past 1e19 it would overflow to 0 · inf.
+    """
+    v = x * (1.5957691216057308 + 0.07135481627260025 * (x * x))
+    s = sigmoid(-absolute(v))
     q = minimum(x * x, 1e4)
-    return s + x * (s * sigmoid(-v) * (1.5957691216057308 + 0.21406444881780073 * q))
+    return where(v < 0.0, s, 1.0 - s) + x * (s * (1.0 - s) * (1.5957691216057308 + 0.21406444881780073 * q))
 
 
 @activation(oracle=lambda F, x: x * F.sigmoid(1.702 * x))
@@ -362,28 +369,33 @@ def swish_grad(x, beta):
 
 @derivative_of(swish, "beta")
 def swish_grad_beta(x, beta):
-    b = beta * x
-    return x * (x * (sigmoid(b) * sigmoid(-b)))
+    s = sigmoid(-absolute(beta * x))
+    return x * (x * (s * (1.0 - s)))
 
 
 @activation(oracle=lambda F, x: F.mish(x))
 def mish(x):
-    """x · tanh(log(1 + eˣ)), with one exponential e = e^-|x|.  Misra 2019, arXiv:1908.08681; torch.nn.Mish."""
+    """x · tanh(log(1 + eˣ)).  Misra 2019, arXiv:1908.08681; torch.nn.Mish.
+
+    With eˣ = m / k and max(m, k) = 1 nothing overflows. The tanh is w / (w + 2 k²), w = m (m + 2 k): nothing cancels.
+    """
     e = exp(-absolute(x))
-    n = where(x > 0.0, 1.0 + 2.0 * e, e * (e + 2.0))
-    d = where(x > 0.0, 2.0 * e * e, 2.0)
-    return x * (n / (n + d))
+    m = where(x > 0.0, 1.0, e)
+    k = where(x > 0.0, e, 1.0)
+    w = m * (m + 2.0 * k)
+    return x * (w * reciprocal(w + 2.0 * k * k))
 
 
 @derivative_of(mish)
 def mish_grad(x):
-    """t + x σ(x) (1 - t²), t = tanh(softplus(x)) = n / (n + d), so 1 - t is d / (n + d) without cancellation."""
+    """t + x σ(x) (1 - t²), t = tanh(log(1 + eˣ)): with mish's m, k, w and r = 1 / (w + 2 k²) it is w r + x m (m + k) (2 k r)²."""
     e = exp(-absolute(x))
-    n = where(x > 0.0, 1.0 + 2.0 * e, e * (e + 2.0))
-    d = where(x > 0.0, 2.0 * e * e, 2.0)
-    t = n / (n + d)
-    s = where(x > 0.0, 1.0, e) / (1.0 + e)
-    return t + x * (s * (1.0 + t) * (d / (n + d)))
+    m = where(x > 0.0, 1.0, e)
+    k = where(x > 0.0, e, 1.0)
+    w = m * (m + 2.0 * k)
+    r = reciprocal(w + 2.0 * k * k)
+    h = 2.0 * k * r
+    return w * r + x * (m * (m + k) * (h * h))
 
 
 @activation(oracle=lambda F, x: F.hardswish(x), kinks=(-3.0, 3.0))
@@ -400,11 +412,12 @@ def hardswish_grad(x):
 @activation(
     oracle=lambda F, x, beta, threshold: F.softplus(x, beta, threshold),
     kinks=lambda beta, threshold: (threshold / beta,),
+    requires=(lambda beta, threshold: beta != 0.0, "beta other than 0"),
 )
 def softplus(x, beta=1.0, threshold=20.0):
     """log(1 + e^(beta x)) / beta, and x itself where beta · x > threshold.  torch.nn.Softplus."""
     b = beta * x
-    return where(b > threshold, x, (maximum(b, 0.0) + log1p(exp(-absolute(b)))) / beta)
+    return where(b > threshold, x, (maximum(b, 0.0) + log1p(exp(-absolute(b)))) * (1.0 / beta))
 
 
 @derivative_of(softplus)

@@ -18,6 +18,7 @@ log = np.log
 log1p = np.log1p
 maximum = np.maximum
 minimum = np.minimum
+reciprocal = np.reciprocal  # 1 / x for denominators below 2¹²⁶ alone, where a backend may be fast
 sqrt = np.sqrt
 tanh = np.tanh
 where = np.where
@@ -37,7 +38,8 @@ def normal_cdf(x):
 
 
 PRIMITIVES = (
-    "absolute", "exp", "expm1", "log", "log1p", "maximum", "minimum", "normal_cdf", "sigmoid", "sqrt", "tanh", "where",
+    "absolute", "exp", "expm1", "log", "log1p", "maximum", "minimum", "normal_cdf", "reciprocal", "sigmoid",
+    "sqrt", "tanh", "where",
 )  # fmt: skip
 
 NUMPY: dict[str, Any] = {name: globals()[name] for name in PRIMITIVES}

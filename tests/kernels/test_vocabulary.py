@@ -57,6 +57,7 @@ SCALARS = {
     "maximum": max,
     "minimum": min,
     "normal_cdf": lambda x: 0.5 * math.erfc(-x / math.sqrt(2.0)),
+    "reciprocal": lambda x: 1.0 / x,
     "sigmoid": lambda x: 1.0 / (1.0 + math.exp(-x)),
     "sqrt": math.sqrt,
     "tanh": math.tanh,

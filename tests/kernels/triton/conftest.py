@@ -12,7 +12,14 @@ torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN, so that
 
 collect_ignore = ["test_launches.py", "test_offline.py"] if INTERPRET else []
 if not INTERPRET and not torch.cuda.is_available():
-    collect_ignore += ["test_kernels.py", "test_edges.py", "test_autograd.py", "test_compilers.py", "test_formulas.py"]
+    collect_ignore += [
+        "test_kernels.py",
+        "test_edges.py",
+        "test_autograd.py",
+        "test_compilers.py",
+        "test_formulas.py",
+        "test_fast.py",
+    ]
 
 
 def pytest_collection_modifyitems(items):

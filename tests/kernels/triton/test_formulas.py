@@ -1,4 +1,4 @@
-"""Every formula as device code, in both vocabularies, against the same formula in NumPy with float64."""
+"""Every formula as device code, in each vocabulary, against the same formula in NumPy with float64."""
 
 import numpy as np
 import pytest
@@ -16,8 +16,10 @@ FORMULAS = [
     for formula in (entry.value, *entry.derivatives.values(), entry.output_derivative(values))
     if formula
 ]
-# Absolute and relative error allowed, by the dtype of the result: float32 arithmetic of a dozen steps; half a unit in float16's last place.
-ALLOWED = {torch.float32: (4e-7, 4e-6), torch.float16: (4e-7, 2.0**-12)}
+# Absolute and relative error allowed, by the dtype of the result: float32 arithmetic of a dozen steps; half a unit in the last place.
+ALLOWED = {torch.float32: (4e-7, 4e-6), torch.float16: (4e-7, 2.0**-12), torch.bfloat16: (4e-7, 2.0**-9)}
+# Where gelu's derivative Φ(x) + x φ(x) crosses zero, the error of the fast Φ (6e-5 and 5.2e-4, relative) stays: there Φ is 0.23.
+CROSSING = {torch.float32: 4e-7, torch.float16: 0.23 * 6e-5, torch.bfloat16: 0.23 * 5.2e-4}
 
 
 @triton.jit
@@ -47,4 +49,5 @@ def test_formula(formula, entry, values, dtype, device):
     finite = exact.isfinite()
     torch.testing.assert_close(actual[~finite], exact[~finite], rtol=0, atol=0, equal_nan=True)
     absolute, relative = ALLOWED[dtype]
+    absolute = CROSSING[dtype] if formula.__name__ == "gelu_grad" else absolute
     torch.testing.assert_close(actual[finite], exact[finite], rtol=relative, atol=absolute)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from epilogue.benchmarks.offline import SHARED_BYTES, Case, compile_case, shipped
+from epilogue.benchmarks.offline import SHARED_BYTES, Case, compile_case, epilogue_cost, shipped
 from epilogue.catalogue import ACTIVATIONS
 
 # Triton 3.9 announces that a default will change in 3.10; which one it takes is the user's choice.
@@ -30,6 +30,29 @@ def test_every_activation(name):
     for gated in (False, True) if ACTIVATIONS[name].arity == 1 else (True,):
         resources = compile_case(Case("linear_bwd", None, torch.bfloat16, name, gated), "sm_90")
         assert (resources.spills, resources.stack) == (0, 0)
+
+
+BUDGETS = {"sigmoid_": 5, "gelu": 11, "gelu_tanh": 9, "gelu_grad": 15, "softplus": 14, "mish": 14}
+"""Formula -> instructions per element of an epilogue, of results in 16 bits."""
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("formula", BUDGETS)
+def test_cost_of_a_formula(formula, dtype):
+    entry, function = next(
+        (entry, function)
+        for entry in ACTIVATIONS.values()
+        for function in (entry.value, *entry.derivatives.values())
+        if function.__name__ == formula
+    )
+    instructions, special = epilogue_cost(function, tuple(entry.params.values()), dtype, "sm_90")
+    assert 4 <= instructions <= BUDGETS[formula]
+    assert 1 <= special <= 3
+
+
+def test_cost_of_a_pair():
+    pair = ACTIVATIONS["bilinear"]
+    assert epilogue_cost(pair.value, (), torch.bfloat16, "sm_90", arity=2) == (1, 0)
 
 
 def test_a_graph_made_on_a_gpu_runs_on_the_cpu():
