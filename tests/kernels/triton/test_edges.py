@@ -7,6 +7,8 @@ import checks
 import epilogue
 from checks import assert_accurate
 from epilogue.triton.configs import DACT, GLU, LINEAR, TABLE, Machine, choose, shared_bytes
+from epilogue.triton.dact import linear_dact
+from epilogue.triton.dropout import Dropout, dropout_mask
 from epilogue.triton.linear import linear_fwd
 from epilogue.triton.operands import Operands
 from epilogue.triton.pointwise import linear_bwd
@@ -90,24 +92,24 @@ def test_stride_0_gradient(device):
     torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-5)
 
 
-CONFIGS = [
-    pytest.param(
-        config,
-        family is GLU,
-        itemsize,
-        id=f"{'tma' if tma else 'pointer'}-{'glu' if family is GLU else 'linear'}-{itemsize}-{i}",
-    )
+CONFIGS = {
+    "-".join(["tma" if tma else "pointer", name, str(itemsize), str(i)]): (family, config, itemsize)
     for (family, tma, itemsize), configs in TABLE.items()
-    if family is not DACT
+    for name in ["glu" if family is GLU else family.name]
     for i, config in enumerate(configs)
-]
+}
 
 
-@pytest.mark.parametrize(("config", "gated", "itemsize"), CONFIGS)
-def test_every_config(config, gated, itemsize, device):
-    if device == "cuda" and (config.tma > (torch.cuda.get_device_capability() >= (9, 0))):
-        return  # no descriptors on this chip
-    dtype = torch.float32 if itemsize == 4 else torch.float16
+def runs_here(config, device) -> bool:
+    return device == "cpu" or not config.tma or torch.cuda.get_device_capability() >= (9, 0)
+
+
+@pytest.mark.parametrize("case", [case for case, (family, *_) in CONFIGS.items() if family is not DACT])
+def test_every_forward_config(case, device):
+    family, config, itemsize = CONFIGS[case]
+    if not runs_here(config, device):
+        return
+    gated, dtype = family is GLU, torch.float32 if itemsize == 4 else torch.float16
     m, n, k = 200, 272, 72
     x, weight = (
         draw(m, k, dtype=dtype, device=device),
@@ -124,6 +126,54 @@ def test_every_config(config, gated, itemsize, device):
     else:
         unfused, truth = act(unfused), act(truth)
     assert_accurate(y, unfused, truth)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("case", [case for case, (family, *_) in CONFIGS.items() if family is DACT])
+def test_every_backward_config(case, gated, device):
+    """dz, h and the bias's sums, without dropout; with it the mask that another tile shape draws too."""
+    _, config, itemsize = CONFIGS[case]
+    if not runs_here(config, device):
+        return
+    dtype = torch.float32 if itemsize == 4 else torch.float16
+    m, n, k = 200, 272, 72
+    dy, down = draw(m, k, dtype=dtype, device=device), draw(k, n, dtype=dtype, device=device, scale=k**-0.5)
+    z = draw(m, (1 + gated) * n, dtype=dtype, device=device)
+
+    def unfused(dy, down, z):
+        dh, z = dy @ down, z.detach().requires_grad_()
+        h = torch.nn.functional.silu(z[:, :n]) * (z[:, n:] if gated else 1.0)
+        (dz,) = torch.autograd.grad(h, z, dh)
+        return dz, h, dz.sum(0).float()
+
+    results = linear_dact(dy, down, z, "input", SILU, (), gated, None, (True, True, False), config)
+    own, exact = unfused(dy, down, z), unfused(dy.double(), down.double(), z.double())
+    for actual, torchs, truth in zip(results, own, exact, strict=False):
+        assert_accurate(actual, torchs, truth)
+    dropout = Dropout(0.4, torch.tensor([7], device=device))
+    mask = dropout_mask(dropout, m, n)
+    dz, h, *_ = linear_dact(dy, down, z, "input", SILU, (), gated, dropout, (True, False, False), config)
+    torch.testing.assert_close(h, (results[1].float() * mask).to(dtype), rtol=2e-3, atol=1e-6)
+    torch.testing.assert_close(dz, (results[0].float() * mask.repeat(1, 1 + gated)).to(dtype), rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", [case for case, (family, *_) in CONFIGS.items() if family is not GLU])
+def test_signs_are_a_bit_each(case, device):
+    """What forward packs is what backward reads, whatever the tiles, and in columns that fill no byte."""
+    family, config, itemsize = CONFIGS[case]
+    if not runs_here(config, device):
+        return
+    dtype = torch.float32 if itemsize == 4 else torch.float16
+    m, n, k = 70, 44 if not config.tma else 136, 24
+    x, weight, down = (draw(*shape, dtype=dtype, device=device) for shape in ((m, k), (n, k), (k, n)))
+    forward, backward = (None, config) if family is DACT else (config, None)
+    y, signs = linear_fwd(Operands(x, weight, None, None, None, RELU, (), False), "sign", forward)
+    assert signs.shape == (m, -(-n // 8))
+    bits = torch.stack([signs >> i & 1 for i in range(8)], -1).view(m, -1)[:, :n]
+    assert torch.equal(bits == 1, y > 0)
+    dz, *_ = linear_dact(x, down, signs, "sign", RELU, (), False, None, (False, True, False), backward)
+    expected, *_ = linear_dact(x, down, y, "output", RELU, (), False, None, (False, True, False), backward)
+    assert torch.equal(dz, expected)
 
 
 def test_configs_fit_the_chip():

@@ -10,8 +10,9 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 import epilogue
-from epilogue.triton import linear, pointwise
+from epilogue.triton import dact, linear, operands, pointwise
 from epilogue.triton.configs import Machine
+from epilogue.triton.dropout import Dropout, dropout_mask
 from epilogue.triton.operands import Operands
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
@@ -39,8 +40,8 @@ def launched(request, monkeypatch):
     monkeypatch.setattr(driver, "_active", AbsentGPU(request.param))
     monkeypatch.setattr(JITFunction, "run", compile_only)
     chip = Machine(132, 160 * 1024, request.param >= 90)
-    monkeypatch.setattr(linear, "machine", lambda x: chip)
-    monkeypatch.setattr(pointwise, "machine", lambda x: chip)
+    for module in (dact, linear, operands, pointwise):
+        monkeypatch.setattr(module, "machine", lambda x: chip)
     return names
 
 
@@ -54,8 +55,15 @@ def test_launch(launched, shape, name, values, gated, request):
     (m, n, k), act = shape, epilogue.ACTIVATIONS[name]
     values = tuple({"scalar": torch.ones(()), "channel": torch.ones(n)}.get(v, v) for v in values)
     x, dy, weight, bias = (torch.zeros(s) for s in ((m, k), (m, n), ((1 + gated) * n, k), ((1 + gated) * n,)))
-    operands = Operands(x.bfloat16(), weight.bfloat16(), None, bias.bfloat16(), None, act, values, gated)
-    _, z = linear.linear_fwd(operands, keep="input")
+    layer = Operands(x.bfloat16(), weight.bfloat16(), None, bias.bfloat16(), None, act, values, gated)
+    _, z = linear.linear_fwd(layer, "input")
     pointwise.linear_bwd(dy.bfloat16(), z, act, values, gated, (True, True, bool(act.learnable)))
-    descriptors = "sm_90" in request.node.name and "aligned" in request.node.name
-    assert launched == ["linear_fwd_tma_kernel" if descriptors else "linear_fwd_kernel", "linear_bwd_kernel"]
+    dropped = layer._replace(dropout=Dropout(0.25, torch.zeros(1, dtype=torch.int64)))
+    keep = "input" if gated or not act.sign_suffices(values) else "sign"
+    _, kept = linear.linear_fwd(dropped, keep)
+    down, needs = torch.zeros(k, n).bfloat16(), (keep == "input", True, bool(act.learnable))
+    dact.linear_dact(x.bfloat16(), down, kept, keep, act, values, gated, dropped.dropout, needs)
+    dropout_mask(dropped.dropout, m, n)
+    tma = "_tma" if "sm_90" in request.node.name and "aligned" in request.node.name else ""
+    forward, backward = f"linear_fwd{tma}_kernel", f"linear_dact{tma}_kernel"
+    assert launched == [forward, "linear_bwd_kernel", forward, backward, "dropout_mask_kernel"]
