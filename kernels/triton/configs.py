@@ -44,7 +44,7 @@ TABLE: dict[tuple[bool, bool, int], tuple[Config, ...]] = {
         Config(64, 64, 64, 4, 4, True),
     ),
     (True, True, 2): (
-        Config(128, 128, 64, 8, 3, True),
+        Config(128, 128, 64, 8, 3, True, PIECES=2),
         Config(64, 128, 64, 8, 3, True),
         Config(64, 64, 64, 4, 3, True),
     ),
