@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   epilogue demo --interpret    a few steps through the Triton kernels themselves, on any Linux machine
   epilogue doctor              what is installed, what runs where, and whether a kernel computes rightly
   epilogue host-cost           what one tiny call costs the host, against plain torch
+  epilogue audit               compile every kernel without a GPU: registers, spills, instructions per element
   epilogue memory              the bytes that models' feed-forward blocks keep for backward: torch.nn, torch.compile, epilogue
 """
 
@@ -74,8 +75,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     host_cost.add_argument("--json", type=Path, metavar="FILE", help="write the measurement and what it ran on to FILE")
     host_cost.set_defaults(command=_host_cost)
+    _add_audit(commands)
     _add_memory(commands)
     return parser
+
+
+def _add_audit(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    audit = commands.add_parser(
+        "audit",
+        help="compile every kernel without a GPU and show what became of it",
+        description="Compile every shipped kernel and config, and every activation in the largest ones, for architectures that need not "
+        "be here. Prints registers, stack, spills, shared memory, matrix and TMA instructions, and the epilogue's instructions per "
+        "element. Exit status 1 where a kernel is not clean. Takes minutes; a second run finds the compiled kernels in Triton's cache.",
+    )
+    architectures = ("sm_80", "sm_90", "sm_100")
+    audit.add_argument(
+        "--arch", nargs="+", choices=architectures, default=architectures, metavar="ARCH",
+        help="sm_80, sm_90, sm_100 (default: all)",
+    )  # fmt: skip
+    audit.add_argument("--json", action="store_true", help="print a list of rows instead of tables")
+    audit.set_defaults(command=_audit)
 
 
 def _add_memory(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -108,7 +127,7 @@ def _demo(args: argparse.Namespace) -> int:
     if args.interpret:
         if args.device == "cuda":
             raise SystemExit("epilogue demo: --interpret runs on the CPU; leave out --device cuda")
-        _need_triton("demo: --interpret")
+        _need_triton("demo --interpret")
         if os.environ.get("TRITON_INTERPRET") != "1":
             _restart_interpreted(args.argv)
     from epilogue.benchmarks import demo
@@ -134,10 +153,22 @@ def _host_cost(args: argparse.Namespace) -> int:
     return host_cost.main(args.json)
 
 
+def _audit(args: argparse.Namespace) -> int:
+    _need("audit", "bench", {"tqdm": "tqdm"})
+    _need_triton("audit")
+    from epilogue.triton import INTERPRET
+
+    if INTERPRET:
+        raise SystemExit("epilogue audit: with TRITON_INTERPRET set Triton compiles nothing; unset it")
+    from epilogue.benchmarks import audit
+
+    return audit.main(args.arch, args.json)
+
+
 def _memory(args: argparse.Namespace) -> int:
     _need("memory", "bench", {"matplotlib": "matplotlib", "tqdm": "tqdm"})
     if args.source is None:
-        _need_triton("memory:")
+        _need_triton("memory")
         import torch
 
         if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":

@@ -3,16 +3,18 @@
 Needs a Triton that was imported without TRITON_INTERPRET.
 """
 
+import functools
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -158,3 +160,51 @@ def _resources(compiled: Any) -> Resources:
     (numbers,) = re.findall(r"REG:(\d+) STACK:(\d+)", usage)
     spills = len(re.findall(r"\b(?:LDL|STL)\b", sass))
     return Resources(int(numbers[0]), int(numbers[1]), spills, compiled.metadata.shared, sass)
+
+
+@triton.jit
+def elementwise_kernel(a_ptr, b_ptr, y_ptr, act_params, function: tl.constexpr, BLOCK: tl.constexpr):
+    """y = function(a, *act_params) or function(a, b, *act_params); without a function a, or a + b."""
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    a = tl.load(a_ptr + index)
+    if b_ptr is None:
+        y = a if function is None else function(a, *act_params)
+    else:
+        b = tl.load(b_ptr + index)
+        y = a + b if function is None else function(a, b, *act_params)
+    tl.store(y_ptr + index, y)
+
+
+def epilogue_cost(
+    formula: Callable, values: tuple, dtype: torch.dtype, arch: str, arity: int = 1
+) -> tuple[float, float]:
+    """(instructions, special-function instructions MUFU) per element that a formula adds to a kernel from float32 to `dtype`.
+
+    float32, since an epilogue has its operands in the accumulator: their conversion is not the formula's. Counted is what eight more
+    elements per thread add, beside what they add to a plain copy: addresses, constants and 1 / parameter are paid once.
+    For arity 2 the copy is a + b, and that addition counts.
+    """
+    cost = _per_element(device_function(formula, dtype), len(values), dtype, arch, arity)
+    copy = _per_element(None, 0, dtype, arch, arity)
+    return cost[0] - copy[0] + (arity - 1), cost[1] - copy[1]
+
+
+@functools.cache
+def _per_element(function: Any, numbers: int, dtype: torch.dtype, arch: str, arity: int) -> tuple[float, float]:
+    """(instructions, MUFU) of one element: the difference of two blocks' kernels, for 128 threads."""
+    signature = {
+        "a_ptr": "*fp32", "b_ptr": "*fp32" if arity == 2 else "constexpr", "y_ptr": POINTER[dtype],
+        "act_params": ("fp32",) * numbers, "function": "constexpr", "BLOCK": "constexpr",
+    }  # fmt: skip
+    aligned = {(index,): [["tt.divisibility", 16]] for index in range(3) if arity == 2 or index != 1}
+    counts = []
+    for block in (1024, 2048):
+        constants = {"function": function, "BLOCK": block} | ({"b_ptr": None} if arity == 1 else {})
+        source = ASTSource(elementwise_kernel, signature, constants, aligned)
+        target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+        sass = _resources(triton.compile(source, target=target, options={"num_warps": 4})).sass
+        opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z]\w*)", sass, re.MULTILINE)
+        # Behind the kernel's end stand a branch to itself and padding.
+        counts.append((len(opcodes) - opcodes.count("NOP"), opcodes.count("MUFU")))
+    (few, few_mufu), (many, many_mufu) = counts
+    return (many - few) / 8, (many_mufu - few_mufu) / 8

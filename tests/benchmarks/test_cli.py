@@ -38,7 +38,7 @@ def test_the_package_runs_as_a_module(tmp_path):
     assert "epilogue demo --interpret" in result.stdout
 
 
-@pytest.mark.parametrize("command", ["demo", "doctor", "host-cost", "memory"])
+@pytest.mark.parametrize("command", ["demo", "doctor", "host-cost", "audit", "memory"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main([command, "--help"])
@@ -60,12 +60,14 @@ def test_a_missing_extra_is_named(lacks):
         cli.main(["demo"])
     with pytest.raises(SystemExit, match=r'epilogue memory: tqdm not installed; pip install "epilogue\[bench\]"'):
         cli.main(["memory"])
+    with pytest.raises(SystemExit, match=r'epilogue audit: tqdm not installed; pip install "epilogue\[bench\]"'):
+        cli.main(["audit"])
 
 
 def test_the_interpreter_needs_triton(lacks):
     lacks("triton")
-    for command in (["demo", "--interpret"], ["memory"]):
-        with pytest.raises(SystemExit, match=f"epilogue {command[0]}: .*needs Triton"):
+    for command in (["demo", "--interpret"], ["audit"], ["memory"]):
+        with pytest.raises(SystemExit, match=f"epilogue {' '.join(command)} needs Triton"):
             cli.main(command)
 
 
