@@ -173,6 +173,8 @@ def _memory(args: argparse.Namespace) -> int:
 
         if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
             _restart_interpreted(args.argv)
+    elif not args.source.is_file():
+        raise SystemExit(f"epilogue memory: there is no file {args.source}; --json writes one")
     from epilogue.benchmarks import memory
 
     return memory.main(args.source, args.json, args.plot, args.readme)

@@ -117,6 +117,11 @@ def test_the_command_writes_everything(measured, tmp_path, capsys):
     assert "swiglu" in capsys.readouterr().out
 
 
+def test_a_missing_result_is_said(tmp_path):
+    with pytest.raises(SystemExit, match=r"no file .*kept\.json; --json writes one"):
+        cli.main(["memory", "--from", str(tmp_path / "kept.json")])
+
+
 def test_a_readme_without_its_place_is_said(tmp_path):
     path = tmp_path / "README.md"
     path.write_text("nothing here\n")
