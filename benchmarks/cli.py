@@ -1,4 +1,4 @@
-"""The command line: `epilogue demo`, `epilogue doctor`, `epilogue host-cost`.
+"""The command line: `epilogue demo`, `epilogue doctor`, `epilogue memory`, …
 
 Importing this file imports neither torch nor Triton: a command does when it runs, so that `--help` is quick, `doctor` works on a broken
 installation, and `demo --interpret` can set Triton's switch in time.
@@ -16,6 +16,8 @@ EXAMPLES = """examples:
   epilogue demo --interpret    a few steps through the Triton kernels themselves, on any Linux machine
   epilogue doctor              what is installed, what runs where, and whether a kernel computes rightly
   epilogue host-cost           what one tiny call costs the host, against plain torch
+  epilogue audit               compile every kernel without a GPU: registers, spills, instructions per element
+  epilogue memory              the bytes that models' feed-forward blocks keep for backward: torch.nn, torch.compile, epilogue
 """
 
 
@@ -73,7 +75,45 @@ def _parser() -> argparse.ArgumentParser:
     )
     host_cost.add_argument("--json", type=Path, metavar="FILE", help="write the measurement and what it ran on to FILE")
     host_cost.set_defaults(command=_host_cost)
+    _add_audit(commands)
+    _add_memory(commands)
     return parser
+
+
+def _add_audit(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    audit = commands.add_parser(
+        "audit",
+        help="compile every kernel without a GPU and show what became of it",
+        description="Compile every shipped kernel and config, and every activation in the largest ones, for architectures that need not "
+        "be here. Prints registers, stack, spills, shared memory, matrix and TMA instructions, and the epilogue's instructions per "
+        "element. Exit status 1 where a kernel is not clean. Takes minutes; a second run finds the compiled kernels in Triton's cache.",
+    )
+    architectures = ("sm_80", "sm_90", "sm_100")
+    audit.add_argument(
+        "--arch", nargs="+", choices=architectures, default=architectures, metavar="ARCH",
+        help="sm_80, sm_90, sm_100 (default: all)",
+    )  # fmt: skip
+    audit.add_argument("--json", action="store_true", help="print a list of rows instead of tables")
+    audit.set_defaults(command=_audit)
+
+
+def _add_memory(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    memory = commands.add_parser(
+        "memory",
+        help="the bytes that models' feed-forward blocks keep for backward",
+        description="Count the bytes per token that the feed-forward blocks of public models keep for backward: with stock torch.nn, "
+        "with torch.compile and with epilogue. Exact, from the tensors that autograd saves. Without a GPU the kernels run in "
+        "Triton's interpreter, which takes about two minutes.",
+    )
+    memory.add_argument("--json", type=Path, metavar="FILE", help="write the counts and what they ran on to FILE")
+    memory.add_argument("--plot", type=Path, metavar="FILE", help="draw them relative to eager's")
+    memory.add_argument(
+        "--readme", type=Path, metavar="FILE", help="put the table into this README's part about memory"
+    )
+    memory.add_argument(
+        "--from", dest="source", type=Path, metavar="FILE", help="count nothing, read what --json wrote"
+    )
+    memory.set_defaults(command=_memory)
 
 
 def _steps(text: str) -> int:
@@ -83,14 +123,11 @@ def _steps(text: str) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    _need("demo", {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm"})
+    _need("demo", "demo", {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm"})
     if args.interpret:
         if args.device == "cuda":
             raise SystemExit("epilogue demo: --interpret runs on the CPU; leave out --device cuda")
-        if importlib.util.find_spec("triton") is None:
-            raise SystemExit(
-                "epilogue demo: --interpret needs Triton, which pip installs on Linux alone: pip install triton"
-            )
+        _need_triton("demo --interpret")
         if os.environ.get("TRITON_INTERPRET") != "1":
             _restart_interpreted(args.argv)
     from epilogue.benchmarks import demo
@@ -116,10 +153,42 @@ def _host_cost(args: argparse.Namespace) -> int:
     return host_cost.main(args.json)
 
 
-def _need(extra: str, distributions: dict[str, str]) -> None:
+def _audit(args: argparse.Namespace) -> int:
+    _need("audit", "bench", {"tqdm": "tqdm"})
+    _need_triton("audit")
+    from epilogue.triton import INTERPRET
+
+    if INTERPRET:
+        raise SystemExit("epilogue audit: with TRITON_INTERPRET set Triton compiles nothing; unset it")
+    from epilogue.benchmarks import audit
+
+    return audit.main(args.arch, args.json)
+
+
+def _memory(args: argparse.Namespace) -> int:
+    _need("memory", "bench", {"matplotlib": "matplotlib", "tqdm": "tqdm"})
+    if args.source is None:
+        _need_triton("memory")
+        import torch
+
+        if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+            _restart_interpreted(args.argv)
+    elif not args.source.is_file():
+        raise SystemExit(f"epilogue memory: there is no file {args.source}; --json writes one")
+    from epilogue.benchmarks import memory
+
+    return memory.main(args.source, args.json, args.plot, args.readme)
+
+
+def _need(command: str, extra: str, distributions: dict[str, str]) -> None:
     missing = [name for module, name in distributions.items() if importlib.util.find_spec(module) is None]
     if missing:
-        raise SystemExit(f'epilogue {extra}: {", ".join(missing)} not installed; pip install "epilogue[{extra}]"')
+        raise SystemExit(f'epilogue {command}: {", ".join(missing)} not installed; pip install "epilogue[{extra}]"')
+
+
+def _need_triton(what: str) -> None:
+    if importlib.util.find_spec("triton") is None:
+        raise SystemExit(f"epilogue {what} needs Triton, which pip installs on Linux alone: pip install triton")
 
 
 def _restart_interpreted(argv: list[str]) -> None:

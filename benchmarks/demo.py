@@ -1,5 +1,6 @@
 """`epilogue demo`: one classifier of handwritten digits, trained with stock torch.nn and with epilogue's layers, side by side."""
 
+import functools
 import statistics
 import time
 from collections.abc import Iterator
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from epilogue import triton
+from epilogue.benchmarks.memory import bytes_kept
 from epilogue.benchmarks.report import table
+from epilogue.benchmarks.stock import MLP, GatedMLP
 from epilogue.nn import FusedGatedMLP, FusedLinear, FusedMLP
 
 HELD_OUT = 360
@@ -44,31 +47,6 @@ class GELULinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(super().forward(x))
-
-
-class MLP(nn.Module):
-    """The stock counterpart of FusedMLP."""
-
-    def __init__(self, features: int, hidden: int) -> None:
-        super().__init__()
-        self.up = nn.Linear(features, hidden)
-        self.down = nn.Linear(hidden, features)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x)))
-
-
-class GatedMLP(nn.Module):
-    """The stock counterpart of FusedGatedMLP."""
-
-    def __init__(self, features: int, hidden: int) -> None:
-        super().__init__()
-        self.gate = nn.Linear(features, hidden, bias=False)
-        self.up = nn.Linear(features, hidden, bias=False)
-        self.down = nn.Linear(hidden, features, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
 class Layers(NamedTuple):
@@ -168,22 +146,6 @@ def step(run: Run, x: Tensor, labels: Tensor) -> None:
     run.schedule.step()
 
 
-def bytes_kept(model: nn.Module, x: Tensor, labels: Tensor) -> int:
-    """What one forward pass keeps for backward: each storage once, without the parameters."""
-    storages = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage  # held, so that no later tensor gets its address
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss_of(model, x, labels)
-    for parameter in model.parameters():
-        storages.pop(parameter.untyped_storage().data_ptr(), None)
-    return sum(storage.nbytes() for storage in storages.values())
-
-
 def gaps(stock: Run, fused: Run) -> list[float]:
     """The two loss curves' distance, step by step."""
     return [abs(a - b) for a, b in zip(stock.losses, fused.losses, strict=True)]
@@ -206,7 +168,7 @@ def train(data: Digits, scale: Scale, steps: int) -> tuple[Run, Run]:
         step(fused, x, labels)
         progress.set_postfix(loss=f"{fused.losses[-1]:.3f}", refresh=False)
     for run in (stock, fused):
-        run.kept = bytes_kept(run.model, x, labels)
+        run.kept = bytes_kept(functools.partial(loss_of, run.model, x, labels), run.model)
         run.accuracy = accuracy(run.model, data)
     return stock, fused
 

@@ -80,7 +80,7 @@ def shipped(arch: str) -> Iterator[Case]:
 
 
 def compile_case(case: Case, arch: str) -> Resources:
-    """Compile one case at its heaviest: biases, everything stored that may be, dropout in linear_dact; operands aligned."""
+    """Compile one case at its heaviest: biases, dropout, and all stored that may be; operands aligned."""
     kernel, arguments, options = _arguments(case)
     signature: dict[str, Any] = {}
     constants: dict[str, Any] = {}
@@ -125,19 +125,19 @@ def _arguments(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
     constants = case.config.constants()
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
     shared |= {"PRECISION": case.precision, "signs_ptr": None, "stride_signs": "i64", **constants}
+    shared |= {"dropout": ("*i64", "i32", "fp32")}
     tma = case.kernel.endswith("_tma")
     if case.kernel.startswith("linear_dact"):
         kernel = linear_dact_tma_kernel if tma else linear_dact_kernel
         shared |= {
-            "dbias_ptr": "*fp32", "dup_bias_ptr": "*fp32" if up else None, "dparam_ptr": None,
-            "dropout": ("*i64", "i32", "fp32"), "stride_dzm": "i64", **_gradients(case),
+            "dbias_ptr": "*fp32", "dup_bias_ptr": "*fp32" if up else None, "dparam_ptr": None, "stride_dzm": "i64",
+            **_gradients(case),
         }  # fmt: skip
         matrices = ("dy", "weight", "saved", "up", "dz", "dup", "h")
     else:
         kernel = linear_fwd_tma_kernel if tma else linear_fwd_kernel
         shared |= {
-            "bias_ptr": pointer, "up_bias_ptr": pointer if up else None, "dropout": None,
-            "value": device_function(act.value, case.dtype), "GATED": act.arity == 1,
+            "bias_ptr": pointer, "up_bias_ptr": pointer if up else None, "value": device_function(act.value, case.dtype), "GATED": act.arity == 1,
         }  # fmt: skip
         matrices = ("x", "weight", "up", "y", "z", "z_up")
     shared |= {f"{name}_desc": _box(case, name) if tma else None for name in matrices}

@@ -1,9 +1,10 @@
-"""What the commands print alike: aligned tables, and the versions that they ran with."""
+"""What the commands print and write alike: aligned tables, the README's parts, and the versions that they ran with."""
 
 import importlib
 import importlib.util
 import platform
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 
 def table(rows: Iterable[Sequence[str]]) -> str:
@@ -12,6 +13,22 @@ def table(rows: Iterable[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def markdown(rows: Iterable[Sequence[str]]) -> str:
+    """The rows as a table of the README; the first is the heading."""
+    heading, *body = rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in (heading, ["---"] * len(heading), *body))
+
+
+def fill(path: Path, name: str, text: str) -> None:
+    """Put the text between the file's lines `<!-- name -->` and `<!-- /name -->`."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    before, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise SystemExit(f"{path} has no lines {begin.strip()} and {end}, between which the result would go")
+    path.write_text(f"{before}{begin}{text}\n{end}{after}", encoding="utf-8")
 
 
 def versions() -> dict[str, str]:

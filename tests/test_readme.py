@@ -1,5 +1,6 @@
 """The README's Python runs as it stands."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import pytest
 import torch
 
 import epilogue
+from epilogue.benchmarks import memory
 
 README = Path(__file__).parent.parent / "README.md"
+MEMORY = README.parent / "benchmarks/results/memory.json"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
 
@@ -45,6 +48,13 @@ def test_own_activation(tmp_path, monkeypatch):
     torch.testing.assert_close(epilogue.linear(x, w, activation="scaled_silu", scale=2.0), expected)
     numpys = epilogue.linear(x.numpy(), w.numpy(), activation="scaled_silu", scale=2.0)
     np.testing.assert_allclose(numpys, expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_memory_table_is_the_result():
+    if not MEMORY.exists():
+        pytest.skip(f"{MEMORY.name} is not there")
+    table = memory.readme(json.loads(MEMORY.read_text(encoding="utf-8")))
+    assert f"<!-- memory -->\n{table}\n<!-- /memory -->" in README.read_text(encoding="utf-8")
 
 
 def test_error_message():

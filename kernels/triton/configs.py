@@ -50,13 +50,13 @@ def shared_bytes(config: Config, family: Family, itemsize: int) -> int:
 # small tiles hold them without spilling. BLOCK_N counts each of a gated layer's two accumulators.
 TABLE: dict[tuple[Family, bool, int], tuple[Config, ...]] = {
     (LINEAR, True, 2): (
-        Config(128, 256, 64, 8, 3, True, PIECES=2),
-        Config(128, 128, 64, 8, 4, True),
+        Config(128, 256, 64, 8, 3, True, PIECES=4),
+        Config(128, 128, 64, 8, 4, True, PIECES=2),
         Config(64, 128, 64, 4, 4, True),
         Config(64, 64, 64, 4, 4, True),
     ),
     (GLU, True, 2): (
-        Config(128, 128, 64, 8, 3, True),
+        Config(128, 128, 64, 8, 3, True, PIECES=2),
         Config(64, 128, 64, 8, 3, True),
         Config(64, 64, 64, 4, 3, True),
     ),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..catalogue import Activation
 from .configs import DACT, Config, choose, machine, precision
-from .dropout import Dropout, dropout_scale
+from .dropout import Dropout, drawn, dropped
 from .operands import (
     descriptor,
     descriptors_serve,
@@ -74,8 +74,8 @@ def linear_dact_kernel(
         cols64 = cols.to(tl.int64)[None, :]
         mask = row_mask & (cols < N)[None, :]
         values = load_params(act_params, cols, N, PARAM_STRIDES)
-        scale = dropout_scale(dropout, tile_m * BLOCK_M, start, BLOCK_M, WIDTH)
-        dh = pieces[i] * scale
+        kept = drawn(dropout, tile_m * BLOCK_M, start, BLOCK_M, WIDTH)
+        dh = dropped(pieces[i], kept, dropout)
         if signs_ptr is not None:
             saved = load_signs(signs_ptr, rows64, cols, stride_signs, mask)
         else:
@@ -93,7 +93,7 @@ def linear_dact_kernel(
             dparam = param_gradient(dh, saved, up, values, grad_param, grad_up is None)
             store_sum(dparam_ptr, dparam, tile_m, cols, mask, N, N)
         if h_ptr is not None:
-            h = activate(saved, up, values, value, grad_up is None) * scale
+            h = dropped(activate(saved, up, values, value, grad_up is None), kept, dropout)
             tl.store(h_ptr + rows64 * N + cols64, rounded(h, h_ptr.dtype.element_ty), mask=mask)
 
 
@@ -121,8 +121,8 @@ def linear_dact_tma_kernel(
             cols = start + tl.arange(0, WIDTH)
             mask = (rows < M)[:, None] & (cols < N)[None, :]
             values = load_params(act_params, cols, N, PARAM_STRIDES)
-            scale = dropout_scale(dropout, row, start, BLOCK_M, WIDTH)
-            dh = pieces[i] * scale
+            kept = drawn(dropout, row, start, BLOCK_M, WIDTH)
+            dh = dropped(pieces[i], kept, dropout)
             if signs_ptr is not None:
                 saved = load_signs(signs_ptr, rows.to(tl.int64)[:, None], cols, stride_signs, mask)
             else:
@@ -140,7 +140,7 @@ def linear_dact_tma_kernel(
                 dparam = param_gradient(dh, saved, up, values, grad_param, grad_up is None)
                 store_sum(dparam_ptr, dparam, tile_m, cols, mask, N, N)
             if h_desc is not None:
-                h = activate(saved, up, values, value, grad_up is None) * scale
+                h = dropped(activate(saved, up, values, value, grad_up is None), kept, dropout)
                 h_desc.store([row, start], rounded(h, h_desc.dtype))
 
 

@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 @triton.jit
-def dropout_scale(dropout, row, col, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """What dropout multiplies the elements (row + i, col + j) by: 0 or 1/(1-p); the number 1 where `dropout` is None.
+def drawn(dropout, row, col, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Which of the elements (row + i, col + j) a dropout keeps, as bytes of 1 and 0; None where `dropout` is None.
 
     dropout: (pointer to a 64-bit seed, threshold, 1/(1-p)). An element is kept where its 32 random bits, as a signed number, reach the
     threshold. They are one of four words that Philox4x32-7 (Salmon et al. 2011, doi:10.1145/2063384.2063405) makes of the counter
     (column // 4, row), whatever the tile's shape: backward draws forward's mask. col is a multiple of 4.
     """
     if dropout is None:
-        return 1.0
+        return None
     else:
         groups = (col // 4 + tl.arange(0, COLS // 4))[None, :] + tl.zeros((ROWS, 1), tl.int32)
         rows = (row + tl.arange(0, ROWS))[:, None] + tl.zeros((1, COLS // 4), tl.int32)
@@ -25,12 +25,20 @@ def dropout_scale(dropout, row, col, ROWS: tl.constexpr, COLS: tl.constexpr):
         a, b, c, d = tl.philox(tl.load(dropout[0]), groups, rows, zero, zero, 7)
         even = tl.join(_kept(a, dropout[1]), _kept(c, dropout[1]))
         odd = tl.join(_kept(b, dropout[1]), _kept(d, dropout[1]))
-        return tl.where(tl.join(even, odd).reshape(ROWS, COLS) != 0, dropout[2], 0.0)
+        return tl.join(even, odd).reshape(ROWS, COLS)
+
+
+@triton.jit
+def dropped(y, kept, dropout):
+    """y · 1/(1-p) where `drawn` kept it, else 0. Bytes move to the tile's layout here, rather than float32 factors."""
+    if dropout is None:
+        return y
+    else:
+        return tl.where(kept != 0, y * dropout[2], 0.0)
 
 
 @triton.jit
 def _kept(word, threshold):
-    """A byte each: cheap to move to the tile's layout."""
     return (word.to(tl.int32, bitcast=True) >= threshold).to(tl.int8)
 
 
@@ -38,8 +46,9 @@ def _kept(word, threshold):
 def dropout_mask_kernel(mask_ptr, dropout, M, N, BLOCK: tl.constexpr):
     row, col = tl.program_id(0) * BLOCK, tl.program_id(1) * BLOCK
     rows, cols = (row + tl.arange(0, BLOCK))[:, None], (col + tl.arange(0, BLOCK))[None, :]
-    scale = dropout_scale(dropout, row, col, BLOCK, BLOCK) + tl.zeros((BLOCK, BLOCK), tl.float32)
-    tl.store(mask_ptr + rows.to(tl.int64) * N + cols, scale, mask=(rows < M) & (cols < N))
+    ones = tl.full((BLOCK, BLOCK), 1.0, tl.float32)
+    factors = dropped(ones, drawn(dropout, row, col, BLOCK, BLOCK), dropout)
+    tl.store(mask_ptr + rows.to(tl.int64) * N + cols, factors, mask=(rows < M) & (cols < N))
 
 
 class Dropout(NamedTuple):
@@ -49,7 +58,7 @@ class Dropout(NamedTuple):
     seed: Tensor
 
     def argument(self) -> tuple[Tensor, int, float]:
-        """What `dropout_scale` takes."""
+        """What `drawn` and `dropped` take."""
         threshold = min(round(self.p * 2**32), 2**32 - 1) - 2**31
         return self.seed, threshold, 1.0 / (1.0 - self.p) if self.p < 1.0 else 0.0
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from epilogue.benchmarks import cli
 
@@ -37,7 +38,7 @@ def test_the_package_runs_as_a_module(tmp_path):
     assert "epilogue demo --interpret" in result.stdout
 
 
-@pytest.mark.parametrize("command", ["demo", "doctor", "host-cost"])
+@pytest.mark.parametrize("command", ["demo", "doctor", "host-cost", "audit", "memory"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main([command, "--help"])
@@ -57,12 +58,17 @@ def test_a_missing_extra_is_named(lacks):
     lacks("sklearn", "tqdm")
     with pytest.raises(SystemExit, match=r'scikit-learn, tqdm not installed; pip install "epilogue\[demo\]"'):
         cli.main(["demo"])
+    with pytest.raises(SystemExit, match=r'epilogue memory: tqdm not installed; pip install "epilogue\[bench\]"'):
+        cli.main(["memory"])
+    with pytest.raises(SystemExit, match=r'epilogue audit: tqdm not installed; pip install "epilogue\[bench\]"'):
+        cli.main(["audit"])
 
 
 def test_the_interpreter_needs_triton(lacks):
     lacks("triton")
-    with pytest.raises(SystemExit, match="needs Triton"):
-        cli.main(["demo", "--interpret"])
+    for command in (["demo", "--interpret"], ["audit"], ["memory"]):
+        with pytest.raises(SystemExit, match=f"epilogue {' '.join(command)} needs Triton"):
+            cli.main(command)
 
 
 def test_the_interpreter_runs_on_the_cpu():
@@ -70,18 +76,20 @@ def test_the_interpreter_runs_on_the_cpu():
         cli.main(["demo", "--interpret", "--device", "cuda"])
 
 
-def test_interpret_restarts_with_tritons_switch(monkeypatch):
+def test_the_command_restarts_with_tritons_switch(monkeypatch):
     def execve(path, command, environment):
         assert path == command[0] == sys.executable
-        assert command[1:] == ["-m", "epilogue", "demo", "--interpret", "--steps", "2"]
+        assert command[1:3] == ["-m", "epilogue"]
         assert environment["TRITON_INTERPRET"] == "1"
-        raise SystemExit("restarted")
+        raise SystemExit(" ".join(command[3:]))
 
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setattr(os, "execve", execve)
-    with pytest.raises(SystemExit, match="restarted"):
-        cli.main(["demo", "--interpret", "--steps", "2"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for arguments in ("demo --interpret --steps 2", "memory --json kept.json"):
+        with pytest.raises(SystemExit, match=arguments):
+            cli.main(arguments.split())
 
 
 def test_doctor_speaks_without_torch(tmp_path):

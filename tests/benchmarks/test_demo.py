@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-from torch import nn
 
 from epilogue import triton
 from epilogue.benchmarks import demo
@@ -58,17 +57,6 @@ def test_both_train_alike(data):
 def test_one_step_is_a_training(data):
     stock, _ = demo.train(data, SMALL, 1)
     assert len(stock.losses) == 1
-
-
-def test_bytes_kept_counts_each_storage_once_and_no_parameter():
-    x, labels = torch.randn(2, 4), torch.tensor([1, 2])
-    plain = demo.bytes_kept(nn.Linear(4, 10), x, labels)
-    with_output = demo.bytes_kept(nn.Sequential(nn.Linear(4, 10), nn.Sigmoid()), x, labels)
-    assert with_output - plain == 2 * 10 * 4
-    wide = nn.Sequential(
-        nn.Linear(4, 10), nn.Sigmoid(), nn.Flatten(), nn.Linear(10, 10)
-    )  # the output once more, as an input
-    assert demo.bytes_kept(wide, x, labels) == with_output
 
 
 def test_backend_tells_the_refusal(monkeypatch):
