@@ -33,6 +33,7 @@ DTYPE = torch.bfloat16
 
 OURS: dict[str, dict[str, Any]] = {
     "epilogue": {},
+    "recompute=True": {"recompute": True},
 }
 """Column -> the keywords that FusedMLP and FusedGatedMLP get for it."""
 

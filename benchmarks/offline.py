@@ -127,6 +127,7 @@ def _arguments(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
     shared |= {"PRECISION": case.precision, "signs_ptr": None, "stride_signs": "i64", **constants}
     shared |= {"dropout": ("*i64", "i32", "fp32")}
     tma = case.kernel.endswith("_tma")
+    matrices: tuple[str, ...]
     if case.kernel.startswith("linear_dact"):
         kernel = linear_dact_tma_kernel if tma else linear_dact_kernel
         shared |= {
@@ -137,7 +138,8 @@ def _arguments(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
     else:
         kernel = linear_fwd_tma_kernel if tma else linear_fwd_kernel
         shared |= {
-            "bias_ptr": pointer, "up_bias_ptr": pointer if up else None, "value": device_function(act.value, case.dtype), "GATED": act.arity == 1,
+            "bias_ptr": pointer, "up_bias_ptr": pointer if up else None,
+            "value": device_function(act.value, case.dtype), "GATED": act.arity == 1,
         }  # fmt: skip
         matrices = ("x", "weight", "up", "y", "z", "z_up")
     shared |= {f"{name}_desc": _box(case, name) if tma else None for name in matrices}

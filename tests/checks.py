@@ -81,7 +81,7 @@ def leaves(value: Any) -> list[Any]:
     return found
 
 
-OPS = ("linear", "glu", "glu packed", "mlp", "gated_mlp")
+OPS = ("linear", "glu", "glu packed", "mlp", "gated_mlp", "gated_mlp packed")
 
 
 def op_cases(every: bool = True) -> list[Any]:
@@ -112,6 +112,9 @@ def arguments(op: str, rng, lead: tuple = (7,), sizes: tuple = (5, 6, 3), bias: 
         return {"x": x, "weight": np.concatenate([gate, up]), "bias": packed}
     if op == "mlp":
         return {"x": x, "up_weight": up, "down_weight": down, "up_bias": up_bias, "down_bias": down_bias}
+    if op == "gated_mlp packed":
+        gate, up = np.concatenate([gate, up]), None
+        gate_bias, up_bias = np.concatenate([gate_bias, up_bias]) if bias else None, None
     return {
         "x": x, "gate_weight": gate, "up_weight": up, "down_weight": down,
         "gate_bias": gate_bias, "up_bias": up_bias, "down_bias": down_bias,
@@ -127,9 +130,10 @@ def unfused(op: str, args: dict[str, Any], entry: Activation, values: tuple = ()
         up, down, up_bias, down_bias = rest
         h = entry.oracle(F, F.linear(x, up, up_bias), *values)
         return F.linear(F.dropout(h, dropout_p), down, down_bias)
-    if op == "gated_mlp":
+    if op.startswith("gated_mlp"):
         gate, up, down, gate_bias, up_bias, down_bias = rest
-        h = unfused("glu", {"x": x, "weight": (gate, up), "bias": (gate_bias, up_bias)}, entry, values)
+        weight, bias = (gate, gate_bias) if up is None else ((gate, up), (gate_bias, up_bias))
+        h = unfused("glu", {"x": x, "weight": weight, "bias": bias}, entry, values)
         return F.linear(F.dropout(h, dropout_p), down, down_bias)
     weight, bias = rest
     if isinstance(weight, tuple):

@@ -55,6 +55,8 @@ VALUE_ERRORS = [
         lambda: linear(X, W, activation="gelo"),
         "unknown activation 'gelo' … mean 'gelu' … relu_squared … epilogue.activation",
     ),
+    (lambda: gated_mlp(X, torch.ones(12, 5), None, DOWN, up_bias=B), "packed [2H, K] … leave out up_bias"),
+    (lambda: gated_mlp(X, torch.ones(11, 5), None, DOWN), "packed gate_weight is [2F, K] … [11, 5]"),
     (lambda: linear(X, W, activation="maxout"), "linear: 'maxout' takes two … epilogue.glu"),
     (lambda: linear(X, W, activation="swiglu"), "'swiglu' takes two … epilogue.glu"),
     (lambda: mlp(X, UP, DOWN, activation="bilinear"), "mlp: 'bilinear' … epilogue.gated_mlp"),
@@ -118,6 +120,8 @@ def test_mistakes_in_any_operand_are_found(op, rng):
     call = getattr(epilogue, op.split()[0])
     call(**args)
     for name, value in args.items():
+        if value is None:
+            continue
         for change in (torch.Tensor.int, torch.Tensor.half, lambda tensor: tensor.to("meta")):
             with pytest.raises(TypeError, match=r"float16|dtype of x|device of x"):
                 call(**{**args, name: each(change, value)})

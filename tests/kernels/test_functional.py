@@ -224,6 +224,22 @@ def test_dropout_is_torchs(op, p, device, rng):
     assert dropped == (p > 0)
 
 
+@pytest.mark.parametrize("dropout_p", [0.0, 0.5])
+@pytest.mark.parametrize("op", ["mlp", "gated_mlp", "gated_mlp packed"])
+def test_recompute_keeps_x_alone_and_changes_no_number(op, dropout_p, device, rng):
+    args = tensors(arguments(op, rng, (64,), (5, 32, 3)), device)
+    results, kept = [], []
+    for recompute in (False, True):
+        torch.manual_seed(3)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
+            y = fused(op, args, ACTIVATIONS["silu"], recompute=recompute, dropout_p=dropout_p, training=True)
+        results.append((y, *torch.autograd.grad(y.square().sum(), leaves(args))))
+        kept.append(sum(size for size in sizes if size >= args["x"].numel()))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert kept[1] < kept[0] / 3
+
+
 @pytest.mark.parametrize("op", ["mlp", "gated_mlp"])
 def test_without_training_nothing_is_dropped(op, device, rng):
     args = tensors(arguments(op, rng), device)

@@ -19,7 +19,7 @@ SHAPES = {
     "pointer": (37, (19, 29, 13)),
     "descriptor": (40, (32, 48, 24)),
 }  # M and (K, H, N): primes; multiples of 16 bytes
-FORMS = {1: ("mlp", "gated_mlp"), 2: ("gated_mlp",)}
+FORMS = {1: ("mlp", "gated_mlp", "gated_mlp packed"), 2: ("gated_mlp", "gated_mlp packed")}
 EVERY = [
     pytest.param(form, *case.values, id=f"{form}-{case.id}")
     for arity, forms in FORMS.items()
@@ -47,7 +47,8 @@ def compare(op, args, entry, values, dy, **options):
     """The kernels against the unfused layers of the same dtype, by the error of both."""
 
     def fused(args, values):
-        return getattr(epilogue, op)(**args, activation=entry, **checks.keywords(entry, values), **options)
+        operation = getattr(epilogue, op.split()[0])
+        return operation(**args, activation=entry, **checks.keywords(entry, values), **options)
 
     def unfused(args, values):
         return checks.unfused(op, args, entry, values)
