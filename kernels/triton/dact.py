@@ -29,11 +29,12 @@ from .tiles import (
     dot,
     load_params,
     load_signs,
-    operand_gradients,
     param_gradient,
     rounded,
     store_sum,
     tile_position,
+    up_gradient,
+    z_gradient,
 )
 
 
@@ -74,8 +75,10 @@ def linear_dact_kernel(
         cols64 = cols.to(tl.int64)[None, :]
         mask = row_mask & (cols < N)[None, :]
         values = load_params(act_params, cols, N, PARAM_STRIDES)
-        kept = drawn(dropout, tile_m * BLOCK_M, start, BLOCK_M, WIDTH)
-        dh = dropped(pieces[i], kept, dropout)
+        dh = pieces[i]
+        if dropout is not None:
+            kept = drawn(dropout, tile_m * BLOCK_M, start, BLOCK_M, WIDTH)
+            dh = dropped(dh, kept, dropout)
         if signs_ptr is not None:
             saved = load_signs(signs_ptr, rows64, cols, stride_signs, mask)
         else:
@@ -83,17 +86,20 @@ def linear_dact_kernel(
         up = None
         if up_ptr is not None:
             up = tl.load(up_ptr + rows64 * stride_sm + cols64, mask=mask, other=0.0).to(tl.float32)
-        dz, dup = operand_gradients(dh, saved, up, values, value, grad, grad_up)
+        dz = z_gradient(dh, saved, up, values, grad, grad_up)
         tl.store(dz_ptr + rows64 * stride_dzm + cols64, rounded(dz, dz_ptr.dtype.element_ty), mask=mask)
         store_sum(dbias_ptr, dz, tile_m, cols, mask, N, stride_dzm)
         if up_ptr is not None:
+            dup = up_gradient(dh, saved, up, values, value, grad_up)
             tl.store(dup_ptr + rows64 * stride_dzm + cols64, rounded(dup, dz_ptr.dtype.element_ty), mask=mask)
             store_sum(dup_bias_ptr, dup, tile_m, cols, mask, N, stride_dzm)
         if dparam_ptr is not None:
             dparam = param_gradient(dh, saved, up, values, grad_param, grad_up is None)
             store_sum(dparam_ptr, dparam, tile_m, cols, mask, N, N)
         if h_ptr is not None:
-            h = dropped(activate(saved, up, values, value, grad_up is None), kept, dropout)
+            h = activate(saved, up, values, value, grad_up is None)
+            if dropout is not None:
+                h = dropped(h, kept, dropout)
             tl.store(h_ptr + rows64 * N + cols64, rounded(h, h_ptr.dtype.element_ty), mask=mask)
 
 
@@ -121,8 +127,10 @@ def linear_dact_tma_kernel(
             cols = start + tl.arange(0, WIDTH)
             mask = (rows < M)[:, None] & (cols < N)[None, :]
             values = load_params(act_params, cols, N, PARAM_STRIDES)
-            kept = drawn(dropout, row, start, BLOCK_M, WIDTH)
-            dh = dropped(pieces[i], kept, dropout)
+            dh = pieces[i]
+            if dropout is not None:
+                kept = drawn(dropout, row, start, BLOCK_M, WIDTH)
+                dh = dropped(dh, kept, dropout)
             if signs_ptr is not None:
                 saved = load_signs(signs_ptr, rows.to(tl.int64)[:, None], cols, stride_signs, mask)
             else:
@@ -130,17 +138,20 @@ def linear_dact_tma_kernel(
             up = None
             if up_desc is not None:
                 up = up_desc.load([row, start]).to(tl.float32)
-            dz, dup = operand_gradients(dh, saved, up, values, value, grad, grad_up)
+            dz = z_gradient(dh, saved, up, values, grad, grad_up)
             dz_desc.store([row, start], rounded(dz, dz_desc.dtype))
             store_sum(dbias_ptr, dz, tile_m, cols, mask, N, stride_dzm)
             if up_desc is not None:
+                dup = up_gradient(dh, saved, up, values, value, grad_up)
                 dup_desc.store([row, start], rounded(dup, dz_desc.dtype))
                 store_sum(dup_bias_ptr, dup, tile_m, cols, mask, N, stride_dzm)
             if dparam_ptr is not None:
                 dparam = param_gradient(dh, saved, up, values, grad_param, grad_up is None)
                 store_sum(dparam_ptr, dparam, tile_m, cols, mask, N, N)
             if h_desc is not None:
-                h = dropped(activate(saved, up, values, value, grad_up is None), kept, dropout)
+                h = activate(saved, up, values, value, grad_up is None)
+                if dropout is not None:
+                    h = dropped(h, kept, dropout)
                 h_desc.store([row, start], rounded(h, h_desc.dtype))
 
 

@@ -10,31 +10,25 @@ from torch import Tensor
 
 @triton.jit
 def drawn(dropout, row, col, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Which of the elements (row + i, col + j) a dropout keeps, as bytes of 1 and 0; None where `dropout` is None.
+    """Which of the elements (row + i, col + j) a dropout keeps, as bytes of 1 and 0.
 
     dropout: (pointer to a 64-bit seed, threshold, 1/(1-p)). An element is kept where its 32 random bits, as a signed number, reach the
     threshold. They are one of four words that Philox4x32-7 (Salmon et al. 2011, doi:10.1145/2063384.2063405) makes of the counter
     (column // 4, row), whatever the tile's shape: backward draws forward's mask. col is a multiple of 4.
     """
-    if dropout is None:
-        return None
-    else:
-        groups = (col // 4 + tl.arange(0, COLS // 4))[None, :] + tl.zeros((ROWS, 1), tl.int32)
-        rows = (row + tl.arange(0, ROWS))[:, None] + tl.zeros((1, COLS // 4), tl.int32)
-        zero = tl.zeros_like(rows)
-        a, b, c, d = tl.philox(tl.load(dropout[0]), groups, rows, zero, zero, 7)
-        even = tl.join(_kept(a, dropout[1]), _kept(c, dropout[1]))
-        odd = tl.join(_kept(b, dropout[1]), _kept(d, dropout[1]))
-        return tl.join(even, odd).reshape(ROWS, COLS)
+    groups = (col // 4 + tl.arange(0, COLS // 4))[None, :] + tl.zeros((ROWS, 1), tl.int32)
+    rows = (row + tl.arange(0, ROWS))[:, None] + tl.zeros((1, COLS // 4), tl.int32)
+    zero = tl.zeros_like(rows)
+    a, b, c, d = tl.philox(tl.load(dropout[0]), groups, rows, zero, zero, 7)
+    even = tl.join(_kept(a, dropout[1]), _kept(c, dropout[1]))
+    odd = tl.join(_kept(b, dropout[1]), _kept(d, dropout[1]))
+    return tl.join(even, odd).reshape(ROWS, COLS)
 
 
 @triton.jit
 def dropped(y, kept, dropout):
     """y · 1/(1-p) where `drawn` kept it, else 0. Bytes move to the tile's layout here, rather than float32 factors."""
-    if dropout is None:
-        return y
-    else:
-        return tl.where(kept != 0, y * dropout[2], 0.0)
+    return tl.where(kept != 0, y * dropout[2], 0.0)
 
 
 @triton.jit

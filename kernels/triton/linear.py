@@ -91,7 +91,8 @@ def linear_fwd_kernel(
         y = activate(z, up_piece, load_params(act_params, cols, N, PARAM_STRIDES), value, GATED)
         if signs_ptr is not None:
             store_signs(signs_ptr, y, tile_m * BLOCK_M, start, M, N, stride_signs)
-        y = dropped(y, drawn(dropout, tile_m * BLOCK_M, start, BLOCK_M, BLOCK_N // PIECES), dropout)
+        if dropout is not None:
+            y = dropped(y, drawn(dropout, tile_m * BLOCK_M, start, BLOCK_M, BLOCK_N // PIECES), dropout)
         tl.store(y_ptr + rows64 * N + cols64, rounded(y, y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -133,7 +134,8 @@ def linear_fwd_tma_kernel(
             y = activate(z, up_piece, load_params(act_params, cols, N, PARAM_STRIDES), value, GATED)
             if signs_ptr is not None:
                 store_signs(signs_ptr, y, row, start, M, N, stride_signs)
-            y = dropped(y, drawn(dropout, row, start, BLOCK_M, BLOCK_N // PIECES), dropout)
+            if dropout is not None:
+                y = dropped(y, drawn(dropout, row, start, BLOCK_M, BLOCK_N // PIECES), dropout)
             y_desc.store([row, start], rounded(y, y_desc.dtype))
 
 

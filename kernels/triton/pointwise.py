@@ -13,7 +13,7 @@ from torch import Tensor
 from ..catalogue import Activation
 from .configs import BWD_BLOCK, machine
 from .operands import gradients, on_device, param_arguments
-from .tiles import load_params, operand_gradients, param_gradient, rounded
+from .tiles import load_params, param_gradient, rounded, up_gradient, z_gradient
 
 
 @triton.jit(do_not_specialize=["M", "rows_per_program"])
@@ -45,7 +45,8 @@ def linear_bwd_kernel(
         up = None
         if up_ptr is not None:
             up = tl.load(up_ptr + rows64 * stride_sm + cols64, mask=mask, other=0.0).to(tl.float32)
-        dz, dup = operand_gradients(dy, saved, up, values, value, grad, grad_up)
+            dup = up_gradient(dy, saved, up, values, value, grad_up)
+        dz = z_gradient(dy, saved, up, values, grad, grad_up)
         if dparam_ptr is not None:
             dparam = param_gradient(dy, saved, up, values, grad_param, grad_up is None)
             sum_param += tl.where(mask, dparam, 0.0)

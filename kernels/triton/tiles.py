@@ -71,14 +71,23 @@ def activate(z, up, values, value: tl.constexpr, GATED: tl.constexpr):
 
 
 @triton.jit
-def operand_gradients(dy, z, up, values, value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr):
-    """(dz, dup) of y = activate(z, up): of a pair by `grad` and `grad_up`, of a gated activation (grad_up None) by the product rule."""
+def z_gradient(dy, z, up, values, grad: tl.constexpr, grad_up: tl.constexpr):
+    """dz of y = activate(z, up): of a pair by `grad`, of a gated activation (grad_up None) by the product rule."""
     if up is None:
-        return dy * grad(z, *values), None
+        return dy * grad(z, *values)
     elif grad_up is None:
-        return dy * up * grad(z, *values), dy * value(z, *values)
+        return dy * up * grad(z, *values)
     else:
-        return dy * grad(z, up, *values), dy * grad_up(z, up, *values)
+        return dy * grad(z, up, *values)
+
+
+@triton.jit
+def up_gradient(dy, z, up, values, value: tl.constexpr, grad_up: tl.constexpr):
+    """dup of y = activate(z, up)."""
+    if grad_up is None:
+        return dy * value(z, *values)
+    else:
+        return dy * grad_up(z, up, *values)
 
 
 @triton.jit

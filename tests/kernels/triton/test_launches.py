@@ -62,7 +62,8 @@ def test_launch(launched, shape, name, values, gated, request):
     keep = "input" if gated or not act.sign_suffices(values) else "sign"
     _, kept = linear.linear_fwd(dropped, keep)
     down, needs = torch.zeros(k, n).bfloat16(), (keep == "input", True, bool(act.learnable))
-    dact.linear_dact(x.bfloat16(), down, kept, keep, act, values, gated, dropped.dropout, needs)
+    dropout = dropped.dropout if gated else None
+    dact.linear_dact(x.bfloat16(), down, kept, keep, act, values, gated, dropout, needs)
     dropout_mask(dropped.dropout, m, n)
     tma = "_tma" if "sm_90" in request.node.name and "aligned" in request.node.name else ""
     forward, backward = f"linear_fwd{tma}_kernel", f"linear_dact{tma}_kernel"
