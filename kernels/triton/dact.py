@@ -121,18 +121,18 @@ def linear_dact_tma_kernel(
         for k in range(0, K, BLOCK_K):
             acc = dot(dy_desc.load([row, k]), weight_desc.load([k, col]), acc, PRECISION)
         rows = row + tl.arange(0, BLOCK_M)
+        row_mask = (rows < M)[:, None]
         pieces = column_pieces(acc, PIECES)
         for i in tl.static_range(PIECES):
             start = col + i * WIDTH
             cols = start + tl.arange(0, WIDTH)
-            mask = (rows < M)[:, None] & (cols < N)[None, :]
             values = load_params(act_params, cols, N, PARAM_STRIDES)
             dh = pieces[i]
             if dropout is not None:
                 kept = drawn(dropout, row, start, BLOCK_M, WIDTH)
                 dh = dropped(dh, kept, dropout)
             if signs_ptr is not None:
-                saved = load_signs(signs_ptr, rows.to(tl.int64)[:, None], cols, stride_signs, mask)
+                saved = load_signs(signs_ptr, rows.to(tl.int64)[:, None], cols, stride_signs, row_mask & (cols < N)[None, :])
             else:
                 saved = saved_desc.load([row, start]).to(tl.float32)
             up = None
@@ -140,14 +140,14 @@ def linear_dact_tma_kernel(
                 up = up_desc.load([row, start]).to(tl.float32)
             dz = z_gradient(dh, saved, up, values, grad, grad_up)
             dz_desc.store([row, start], rounded(dz, dz_desc.dtype))
-            store_sum(dbias_ptr, dz, tile_m, cols, mask, N, stride_dzm)
+            store_sum(dbias_ptr, dz, tile_m, cols, row_mask, N, stride_dzm)
             if up_desc is not None:
                 dup = up_gradient(dh, saved, up, values, value, grad_up)
                 dup_desc.store([row, start], rounded(dup, dz_desc.dtype))
-                store_sum(dup_bias_ptr, dup, tile_m, cols, mask, N, stride_dzm)
+                store_sum(dup_bias_ptr, dup, tile_m, cols, row_mask, N, stride_dzm)
             if dparam_ptr is not None:
                 dparam = param_gradient(dh, saved, up, values, grad_param, grad_up is None)
-                store_sum(dparam_ptr, dparam, tile_m, cols, mask, N, N)
+                store_sum(dparam_ptr, dparam, tile_m, cols, row_mask, N, N)
             if h_desc is not None:
                 h = activate(saved, up, values, value, grad_up is None)
                 if dropout is not None:
