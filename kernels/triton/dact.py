@@ -132,7 +132,9 @@ def linear_dact_tma_kernel(
                 kept = drawn(dropout, row, start, BLOCK_M, WIDTH)
                 dh = dropped(dh, kept, dropout)
             if signs_ptr is not None:
-                saved = load_signs(signs_ptr, rows.to(tl.int64)[:, None], cols, stride_signs, row_mask & (cols < N)[None, :])
+                saved = load_signs(
+                    signs_ptr, rows.to(tl.int64)[:, None], cols, stride_signs, row_mask & (cols < N)[None, :]
+                )
             else:
                 saved = saved_desc.load([row, start]).to(tl.float32)
             up = None

@@ -171,3 +171,26 @@ def test_compiles_with_a_lora_child(fused, x):
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), block(x))
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+@every_block
+def test_recompute_runs_the_children_again(fused, hooked):
+    """The same numbers and the same dropped units, whether the children are read or called; x alone is kept."""
+    block = fused(8, 64, dropout=0.5, bias=True, recompute=True)
+    calls = []
+    if hooked:
+        block.up.register_forward_hook(lambda *_: calls.append(1))
+    x = torch.randn(16, 8, requires_grad=True)
+    results, kept = [], []
+    for block.recompute in (False, True):
+        torch.manual_seed(2)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape[-1]) or t, lambda t: t):
+            y = block(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), [x, *block.parameters()])])
+        assert (64 in kept) != block.recompute
+        kept.clear()
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert len(calls) == 3 * hooked
+    assert "recompute=True" in repr(block)
+    assert "recompute" not in repr(fused(5, 6))
