@@ -123,7 +123,7 @@ def _arguments(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
         return linear_bwd_kernel, {**shared, **tensors, **_gradients(case), **block}, options
     assert case.config is not None
     constants = case.config.constants()
-    options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
+    options = {name: constants.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in constants}
     shared |= {"PRECISION": case.precision, "signs_ptr": None, "stride_signs": "i64", **constants}
     shared |= {"dropout": ("*i64", "i32", "fp32")}
     tma = case.kernel.endswith("_tma")

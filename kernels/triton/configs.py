@@ -24,9 +24,12 @@ class Config:
     GROUP_M: int = 8
 
     def constants(self) -> dict[str, int]:
-        """The kernel's compile-time arguments and launch options."""
+        """The kernel's compile-time arguments and launch options.
+
+        A persistent kernel is alone on its multiprocessor; told so by maxnreg, ptxas does not spill to leave registers to a second block.
+        """
         names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M", "PIECES", "num_warps", "num_stages")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | ({"maxnreg": 255} if self.tma else {})
 
 
 class Family(NamedTuple):

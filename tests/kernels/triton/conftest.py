@@ -19,6 +19,7 @@ if not INTERPRET and not torch.cuda.is_available():
         "test_compilers.py",
         "test_formulas.py",
         "test_fast.py",
+        "test_mlp.py",
     ]
 
 
