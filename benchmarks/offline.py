@@ -44,11 +44,12 @@ class Case:
     activation: str = "gelu"
     gated: bool = False
     precision: str = "tf32"
+    lean: bool = False  # without biases and dropout
 
     def __str__(self) -> str:
         tile = "" if self.config is None else f"-{self.config.BLOCK_M}x{self.config.BLOCK_N}x{self.config.BLOCK_K}"
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.kernel}-{self.activation}{'-gated' * self.gated}-{dtype}-{self.precision}{tile}"
+        return f"{self.kernel}-{self.activation}{'-gated' * self.gated}{'-lean' * self.lean}-{dtype}-{self.precision}{tile}"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def shipped(arch: str) -> Iterator[Case]:
 
 
 def compile_case(case: Case, arch: str) -> Resources:
-    """Compile one case at its heaviest: biases, dropout, and all stored that may be; operands aligned."""
+    """Compile one case, unless it is lean at its heaviest: biases, dropout, and all stored that may be; operands aligned."""
     kernel, arguments, options = _arguments(case)
     signature: dict[str, Any] = {}
     constants: dict[str, Any] = {}
@@ -157,6 +158,8 @@ def _arguments(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
     strides |= {"stride_dym": "i64", "stride_dyk": 1, "stride_zm": "i64", "stride_sm": "i64"}
     if kernel is linear_dact_kernel:
         strides |= {"stride_wk": "i64", "stride_wn": 1}  # the down weight [K, N], not [N, K]
+    if case.lean:
+        shared |= dict.fromkeys(("bias_ptr", "up_bias_ptr", "dbias_ptr", "dup_bias_ptr", "dropout"))
     return kernel, {**strides, **shared}, options
 
 
