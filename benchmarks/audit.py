@@ -143,8 +143,9 @@ def config_of(case: Case) -> str:
     config = case.config
     if config is None:
         return f"{BWD_BLOCK['BLOCK_M']}x{BWD_BLOCK['BLOCK_N']} w{BWD_BLOCK['num_warps']}"
+    dropout = " dropout" * (case.dropout and case.kernel.startswith("linear_dact"))
     tile = f"{config.BLOCK_M}x{config.BLOCK_N}x{config.BLOCK_K}"
-    return f"{tile} w{config.num_warps} s{config.num_stages}" + f" p{config.PIECES}" * (config.PIECES > 1)
+    return f"{tile} w{config.num_warps} s{config.num_stages}" + f" p{config.PIECES}" * (config.PIECES > 1) + dropout
 
 
 def measure_all(jobs: Sequence[tuple[Case, str]]) -> list[Row]:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from epilogue import triton
 from epilogue.benchmarks.host_cost import machine
-from epilogue.benchmarks.report import fill, markdown, table
+from epilogue.benchmarks.report import check_place, fill, markdown, table
 from epilogue.benchmarks.shapes import SHAPES, Shape
 from epilogue.benchmarks.stock import MLP, GatedMLP
 from epilogue.catalogue import ACTIVATIONS
@@ -146,6 +146,8 @@ def run() -> dict[str, Any]:
 
 def main(source: Path | None, path: Path | None, plot: Path | None, document: Path | None) -> int:
     """Measure, or read what was measured from source; print, and write the files that were asked for."""
+    if document:
+        check_place(document, "memory")
     result = run() if source is None else json.loads(source.read_text())
     print("bytes kept for backward by one layer, KiB per token; in brackets: relative to eager")
     print(table(cells(result)))

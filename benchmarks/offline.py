@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from epilogue.catalogue import ACTIVATIONS
-from epilogue.triton.configs import BWD_BLOCK, DACT, GLU, TABLE, Config, shared_bytes
+from epilogue.triton.configs import BWD_BLOCK, GLU, TABLE, Config, shared_bytes
 from epilogue.triton.dact import linear_dact_kernel, linear_dact_tma_kernel
 from epilogue.triton.linear import linear_fwd_kernel, linear_fwd_tma_kernel
 from epilogue.triton.operands import gradients
@@ -44,12 +44,14 @@ class Case:
     activation: str = "gelu"
     gated: bool = False
     precision: str = "tf32"
-    lean: bool = False  # without biases and dropout
+    bias: bool = True
+    dropout: bool = False
 
     def __str__(self) -> str:
         tile = "" if self.config is None else f"-{self.config.BLOCK_M}x{self.config.BLOCK_N}x{self.config.BLOCK_K}"
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.kernel}-{self.activation}{'-gated' * self.gated}{'-lean' * self.lean}-{dtype}-{self.precision}{tile}"
+        parts = "-gated" * self.gated + "-dropout" * self.dropout + "-no_bias" * (not self.bias)
+        return f"{self.kernel}-{self.activation}{parts}-{dtype}-{self.precision}{tile}"
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,18 @@ def shipped(arch: str) -> Iterator[Case]:
         kernel = family.name + "_tma" * tma
         dtypes = (torch.bfloat16, torch.float16) if itemsize == 2 else (torch.float32,)
         precisions = ("tf32", "ieee") if itemsize == 4 and not tma else ("tf32",)
-        forms = (False, True) if family is DACT else (family is GLU,)
+        forms = (False, True) if family.name == "linear_dact" else (family is GLU,)
+        dropout = family.dropout or family.name == "linear_fwd"
         for config, dtype, precision, gated in itertools.product(configs, dtypes, precisions, forms):
             if shared_bytes(config, family, itemsize) <= SHARED_BYTES[arch]:
-                yield Case(kernel, config, dtype, DEFAULT[gated], gated, precision)
+                yield Case(kernel, config, dtype, DEFAULT[gated], gated, precision, dropout=dropout)
     for dtype in POINTER:
         for gated in (False, True):
             yield Case("linear_bwd", None, dtype, DEFAULT[gated], gated)
 
 
 def compile_case(case: Case, arch: str) -> Resources:
-    """Compile one case, unless it is lean at its heaviest: biases, dropout, and all stored that may be; operands aligned."""
+    """Compile one case: z saved or h emitted, no learnable parameter, operands aligned."""
     kernel, arguments, options = _arguments(case)
     signature: dict[str, Any] = {}
     constants: dict[str, Any] = {}
@@ -126,7 +129,7 @@ def _arguments(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
     constants = case.config.constants()
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in constants}
     shared |= {"PRECISION": case.precision, "signs_ptr": None, "stride_signs": "i64", **constants}
-    shared |= {"dropout": ("*i64", "i32", "fp32")}
+    shared |= {"dropout": ("*i64", "i32", "fp32") if case.dropout else None}
     tma = case.kernel.endswith("_tma")
     matrices: tuple[str, ...]
     if case.kernel.startswith("linear_dact"):
@@ -158,8 +161,8 @@ def _arguments(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
     strides |= {"stride_dym": "i64", "stride_dyk": 1, "stride_zm": "i64", "stride_sm": "i64"}
     if kernel is linear_dact_kernel:
         strides |= {"stride_wk": "i64", "stride_wn": 1}  # the down weight [K, N], not [N, K]
-    if case.lean:
-        shared |= dict.fromkeys(("bias_ptr", "up_bias_ptr", "dbias_ptr", "dup_bias_ptr", "dropout"))
+    if not case.bias:
+        shared |= dict.fromkeys(("bias_ptr", "up_bias_ptr", "dbias_ptr", "dup_bias_ptr"))
     return kernel, {**strides, **shared}, options
 
 

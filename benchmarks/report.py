@@ -23,12 +23,19 @@ def markdown(rows: Iterable[Sequence[str]]) -> str:
 
 def fill(path: Path, name: str, text: str) -> None:
     """Put the text between the file's lines `<!-- name -->` and `<!-- /name -->`."""
+    check_place(path, name)
     begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-    before, found, rest = path.read_text(encoding="utf-8").partition(begin)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
-        raise SystemExit(f"{path} has no lines {begin.strip()} and {end}, between which the result would go")
+    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
     path.write_text(f"{before}{begin}{text}\n{end}{after}", encoding="utf-8")
+
+
+def check_place(path: Path, name: str) -> None:
+    """Before a result is measured: that there is a file with a place for it."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if not 0 <= text.find(begin) < text.find(end):
+        raise SystemExit(f"{path} has no lines {begin} and {end}, between which the result would go")
 
 
 def versions() -> dict[str, str]:

@@ -200,7 +200,7 @@ def derivative_of(
 
     wrt: the operand or parameter (default: the only operand); a parameter with a derivative is learnable. output: the formula is
     written in y, not x; True, or a predicate of the parameters that says when y determines the derivative. sign: and it needs no more
-    of y than whether y > 0, so that 1.0 and 0.0 may stand for y.
+    of y than whether y > 0, so that 1.0 and 0.0 may stand for y (and 0.0 for NaN).
     """
 
     def register(formula: Formula) -> Formula:

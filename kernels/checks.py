@@ -104,6 +104,8 @@ def check_gated(op: str, x, gate_weight, up_weight, gate_bias, up_bias) -> int:
     """The number of hidden features H of a gated MLP, whose gate and up are [H, K] each, or packed in gate and up None."""
     if up_weight is not None:
         return check_glu(op, x, (gate_weight, up_weight), (gate_bias, up_bias))
+    if isinstance(gate_weight, (tuple, list)):
+        raise ValueError(f"{op}: a pair goes in as gate_weight and up_weight; without up_weight gate_weight is packed")
     if up_bias is not None:
         raise ValueError(
             f"{op}: without up_weight gate_weight is packed [2H, K], and so is gate_bias [2H]; leave out up_bias"
@@ -116,7 +118,7 @@ def check_glu(op: str, x, weight, bias, weight_name: str = "weight", bias_name: 
     paired = isinstance(weight, (tuple, list))
     if paired != isinstance(bias, (tuple, list)) and bias is not None:
         want, got = ("a pair (gate, up)", "one array") if paired else ("one array [2F]", "a pair")
-        raise ValueError(f"{op}: bias must be laid out as weight is: expected {want}, got {got}")
+        raise ValueError(f"{op}: {bias_name} must be laid out as {weight_name} is: expected {want}, got {got}")
     if not paired:
         check_layer(op, x, weight_name, weight, bias_name, bias)
         if weight.shape[0] % 2:
@@ -171,8 +173,13 @@ def check_dy(op: str, dy, x, features: int) -> None:
 
 
 def check_probability(name: str, p: Any) -> None:
-    if isinstance(p, str) or not 0.0 <= p <= 1.0:
+    if not isinstance(p, (int, float, np.floating)) or not 0.0 <= p <= 1.0:
         raise ValueError(f"{name} must be a probability between 0 and 1, got {p!r}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
 def check_dropout(op: str, x, p: float, training: bool) -> None:

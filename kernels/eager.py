@@ -4,6 +4,8 @@ The activation is torch's own function, so gradients of every order, functorch, 
 Results have the dtype of the product: under autocast that is autocast's, as for nn.Linear.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -56,7 +58,7 @@ def mlp(
     def block(x):
         return down(linear(x, up_weight, up_bias, act, values), down_weight, down_bias, dropout_p)
 
-    return checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+    return recomputed(block, x) if recompute else block(x)
 
 
 def gated_mlp(
@@ -70,7 +72,13 @@ def gated_mlp(
     def block(x):
         return down(glu(x, weight, bias, act, values), down_weight, down_bias, dropout_p)
 
-    return checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+    return recomputed(block, x) if recompute else block(x)
+
+
+def recomputed(block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """block(x), of which x alone is kept for backward. torch.func's transforms have no room for checkpoints: there all is kept."""
+    transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return checkpoint(block, x, use_reentrant=False) if torch.is_grad_enabled() and not transformed else block(x)
 
 
 def down(h: Tensor, weight: Tensor, bias: Tensor | None, dropout_p: float) -> Tensor:

@@ -14,6 +14,7 @@ from .checks import (
     check_down,
     check_dropout,
     check_dy,
+    check_flag,
     check_gated,
     check_glu,
     check_layer,
@@ -75,8 +76,9 @@ def mlp(
     training drops, scaling the others by 1/(1-p); without `training` nothing is dropped.
 
     The kernels keep x and the pre-activation z for backward, or h = act(z) in place of z where it determines the derivative (relu, tanh,
-    …): h is computed again in the epilogue of backward's product, and a dropout's mask is drawn again from its seed. With a frozen
-    down_weight relu and leaky_relu keep one bit of h. recompute=True keeps x alone, and backward repeats the up product.
+    …; with dropout relu and leaky_relu alone): h is computed again in the epilogue of backward's product, and a dropout's mask is drawn
+    again from its seed. With a frozen down_weight relu and leaky_relu keep one bit of h. recompute=True keeps x alone, and backward
+    repeats the up product.
 
     Dtypes, devices, parameters and errors as for `linear`.
     """
@@ -115,6 +117,7 @@ def gated_mlp(
 def _training(op: str, x, dropout_p: float, training: bool, recompute: bool) -> dict[str, Any]:
     """What of this a backend must know; NumPy's has no autograd, and keeps nothing anyway."""
     check_dropout(op, x, dropout_p, training)
+    check_flag(f"{op}: recompute", recompute)
     options: dict[str, Any] = {"dropout_p": dropout_p} if training and dropout_p else {}
     return {**options, "recompute": True} if recompute and is_torch(x) else options
 

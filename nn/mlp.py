@@ -5,10 +5,9 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from epilogue.checks import check_probability
-from epilogue.eager import apply, is_plain
+from epilogue.checks import check_flag, check_probability
+from epilogue.eager import apply, is_plain, recomputed
 from epilogue.functional import gated_mlp, mlp
 
 from .activated import Activated
@@ -41,6 +40,7 @@ class FusedMLP(Activated):
         super().__init__(activation, params, bias)
         out_features = in_features if out_features is None else out_features
         check_probability("dropout", dropout)
+        check_flag("recompute", recompute)
         self.dropout, self.recompute = float(dropout), recompute
         self.up = nn.Linear(in_features, hidden_features, bias, device, dtype)
         self.down = nn.Linear(hidden_features, out_features, bias, device, dtype)
@@ -83,6 +83,7 @@ class FusedGatedMLP(Activated):
         super().__init__(activation, params, bias)
         out_features = in_features if out_features is None else out_features
         check_probability("dropout", dropout)
+        check_flag("recompute", recompute)
         self.dropout, self.recompute = float(dropout), recompute
         self.gate = nn.Linear(in_features, hidden_features, bias, device, dtype)
         self.up = nn.Linear(in_features, hidden_features, bias, device, dtype)
@@ -106,7 +107,7 @@ def _as_modules(block: "FusedMLP | FusedGatedMLP", hidden: Callable[[Tensor], Te
     def forward(x: Tensor) -> Tensor:
         return block.down(F.dropout(hidden(x), block.dropout, block.training))
 
-    return checkpoint(forward, x, use_reentrant=False) if block.recompute else forward(x)
+    return recomputed(forward, x) if block.recompute else forward(x)
 
 
 def _plain(child: nn.Module) -> bool:

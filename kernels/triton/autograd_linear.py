@@ -48,7 +48,7 @@ def _call(x, weight, up_weight, bias, up_bias, act: Activation, values: tuple, g
     arguments: tuple[Any, ...] = (*tensors, act.name, numbers, learned_at, gated, keep)
     if torch.compiler.is_compiling():
         return torch.ops.epilogue.linear_fwd(*arguments)[0]
-    return (_Linear.apply if save else _forward)(*arguments)[0]
+    return (_Linear.apply if save else layer_forward)(*arguments)[0]
 
 
 def serves(act: Activation, values: tuple, gated: bool) -> bool:
@@ -76,7 +76,7 @@ def cast(x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(t.to(dtype) if t is not None and t.dtype != dtype else t for t in tensors)
 
 
-def _forward(
+def layer_forward(
     x: Tensor, weight: Tensor, up_weight: Tensor | None, bias: Tensor | None, up_bias: Tensor | None,
     learned: Tensor | None, activation: str, numbers: list[float], learned_at: int, gated: bool, keep: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -97,7 +97,7 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, dy: Tensor | None, dz_unused: Tensor | None, pointwise: Any) -> tuple:
-    """Gradients of `_forward`'s six tensors; `pointwise` is linear_bwd, as a function or as an operator."""
+    """Gradients of `layer_forward`'s six tensors; `pointwise` is linear_bwd, as a function or as an operator."""
     if dy is None:
         return (None,) * 11
     saved, x, weight, up_weight, bias, up_bias, learned = ctx.saved_tensors
@@ -173,7 +173,7 @@ def _pointwise(
 def _forward_on_cpu(
     x, weight, up_weight, bias, up_bias, learned, activation, numbers, learned_at, gated, keep
 ) -> tuple[Tensor, Tensor]:
-    """`_forward` in plain torch operations: for a graph that was made on a GPU and runs without one."""
+    """`layer_forward` in plain torch operations: for a graph that was made on a GPU and runs without one."""
     act, values = ACTIVATIONS[activation], joined(numbers, learned, learned_at)
     weight, up_weight, bias, up_bias = Operands(x, weight, up_weight, bias, up_bias, act, values, gated).halves()
     z = [F.linear(x, weight, bias)] + ([] if up_weight is None else [F.linear(x, up_weight, up_bias)])
@@ -182,7 +182,7 @@ def _forward_on_cpu(
 
 
 class _Linear(torch.autograd.Function):
-    forward = staticmethod(_forward)
+    forward = staticmethod(layer_forward)
     setup_context = staticmethod(_setup_context)
 
     @staticmethod
@@ -227,7 +227,7 @@ _library.define(
     "bool[] needs) -> (Tensor, Tensor, Tensor)"
 )
 for _key in ("CPU", "CUDA") if INTERPRET else ("CUDA",):
-    _library.impl("linear_fwd", _forward, _key)
+    _library.impl("linear_fwd", layer_forward, _key)
     _library.impl("linear_bwd", _pointwise, _key)
 if not INTERPRET:
     _library.impl("linear_fwd", _forward_on_cpu, "CPU")

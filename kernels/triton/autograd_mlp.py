@@ -14,7 +14,17 @@ from torch import Tensor
 from .. import eager
 from ..catalogue import ACTIVATIONS, Activation
 from . import INTERPRET
-from .autograd_linear import batched, cast, differentiable, hidden_layer, joined, layer_gradients, serves, split
+from .autograd_linear import (
+    batched,
+    cast,
+    differentiable,
+    hidden_layer,
+    joined,
+    layer_forward,
+    layer_gradients,
+    serves,
+    split,
+)
 from .dact import linear_dact
 from .dropout import Dropout, draw_seed, dropout_mask
 from .linear import linear_fwd
@@ -65,18 +75,13 @@ def _keep(layer, down_weight, act: Activation, values: tuple, gated: bool, dropo
     dW₂ needs h, and the derivative z or h. Where h is enough for both it is kept alone; with dropout h is scaled and has lost what it
     dropped, but not the sign of what it kept.
     """
-    if not any(t is not None and t.requires_grad for t in layer):
-        return "output" if down_weight.requires_grad else "nothing"
     if recompute:
         return "nothing"
+    if not any(t is not None and t.requires_grad for t in layer):
+        return "output" if down_weight.requires_grad else "nothing"
     if gated or act.saves(values) == "input" or (dropout and not act.sign_suffices(values)):
         return "input"
     return "sign" if act.sign_suffices(values) and not down_weight.requires_grad else "output"
-
-
-def _operands(x, weight, up_weight, bias, up_bias, learned, activation, numbers, learned_at, gated, dropout=None):
-    act, values = ACTIVATIONS[activation], joined(numbers, learned, learned_at)
-    return Operands(x, weight, up_weight, bias, up_bias, act, values, gated, dropout)
 
 
 def _forward(
@@ -86,8 +91,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(y [..., N], what `keep` says, rows first; empty for "nothing")."""
     dropout = None if seed is None else Dropout(dropout_p, seed)
-    layer = (x, weight, up_weight, bias, up_bias, learned, activation, numbers, learned_at, gated)
-    h, kept = linear_fwd(_operands(*layer, dropout), keep)
+    act, values = ACTIVATIONS[activation], joined(numbers, learned, learned_at)
+    h, kept = linear_fwd(Operands(x, weight, up_weight, bias, up_bias, act, values, gated, dropout), keep)
     y = F.linear(h, down_weight, down_bias)
     if keep == "output":
         return y, rows_of(h)
@@ -113,7 +118,7 @@ def _backward(ctx, dy: Tensor | None, dkept_unused: Tensor | None, dact: Any, ag
         return (None,) * 15
     saved, *layer, down_weight, down_bias, seed = ctx.saved_tensors
     needs, keep = ctx.needs_input_grad, ctx.keep
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and any(needs[:7]):
         inputs = (*layer, down_weight, down_bias)
         return *differentiable(_unfused(ctx, seed), inputs, needs[:8], dy), *(None,) * 7
     if saved is None and any(needs[:7]):
@@ -158,12 +163,6 @@ def _dact(
     return tuple(dy.new_empty(0) if r is None else r for r in results)  # type: ignore[return-value]
 
 
-def _again(x, weight, up_weight, bias, up_bias, learned, activation, numbers, learned_at, gated, keep):
-    return linear_fwd(
-        _operands(x, weight, up_weight, bias, up_bias, learned, activation, numbers, learned_at, gated), keep
-    )
-
-
 def _forward_on_cpu(
     x, weight, up_weight, bias, up_bias, learned, down_weight, down_bias, seed, activation, numbers, learned_at, gated,
     dropout_p, keep,
@@ -186,7 +185,7 @@ class _MLP(torch.autograd.Function):
     def backward(ctx, dy, dkept_unused):
         if batched(dy):
             return _operator_backward(ctx, dy, dkept_unused)
-        return _backward(ctx, dy, dkept_unused, _dact, _again)
+        return _backward(ctx, dy, dkept_unused, _dact, layer_forward)
 
 
 def _operator_backward(ctx, dy, dkept_unused):

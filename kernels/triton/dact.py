@@ -13,12 +13,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ..catalogue import Activation
-from .configs import DACT, Config, choose, machine, precision
+from .configs import DACT, DROPPED, Config, choose, machine, precision
 from .dropout import Dropout, drawn, dropped
 from .operands import (
     descriptor,
     descriptors_serve,
     gradients,
+    halves,
     on_device,
     param_arguments,
     tiles,
@@ -167,14 +168,15 @@ def linear_dact(
     dz and dbias. needs: whether h, dbias and dparam are wanted; h follows from "input" alone.
     """
     (m, k), n = dy.shape, weight.shape[1]
+    saved = saved.contiguous()  # what a user's hooks give back may not be
     width = 2 * n if gated else n
     dz = dy.new_empty(m, width)
     h = dy.new_empty(m, n) if needs[0] else None
     matrix, signs = (None, saved) if kept == "sign" else (saved, None)
-    (z_gate, z_up), (dz_gate, dz_up) = _halves(matrix, n, gated), _halves(dz, n, gated)
+    (z_gate, z_up), (dz_gate, dz_up) = halves(matrix, n, gated), halves(dz, n, gated)
     if config is None:
         tma = descriptors_serve(dy, weight, h, z_gate, z_up, dz_gate, dz_up)
-        config = choose(DACT, tma, m, n, k, dy.element_size(), machine(dy))
+        config = choose(DACT if dropout is None else DROPPED, tma, m, n, k, dy.element_size(), machine(dy))
     rows_of_tiles = triton.cdiv(m, config.BLOCK_M)
     dbias = dy.new_empty(rows_of_tiles, width, dtype=torch.float32) if needs[1] else None
     dparam = dy.new_empty(rows_of_tiles, n, dtype=torch.float32) if needs[2] else None
@@ -183,14 +185,10 @@ def linear_dact(
         functions = gradients(act, values, gated, dy.dtype, kept)
         constants = {**functions, "PARAM_STRIDES": strides, "PRECISION": precision(dy), **config.constants()}
         epilogue = (z_gate, z_up, signs, dz_gate, dz_up, h)
-        sums = (*_halves(dbias, n, gated), dparam, params, dropout and dropout.argument())
+        sums = (*halves(dbias, n, gated), dparam, params, dropout and dropout.argument())
         with on_device(dy):
             (_launch_tma if config.tma else _launch_pointer)(dy, weight, epilogue, sums, config, constants)
     return dz, h, None if dbias is None else dbias.sum(0), None if dparam is None else dparam.sum(0)
-
-
-def _halves(matrix: Tensor | None, n: int, gated: bool) -> tuple[Tensor | None, Tensor | None]:
-    return (matrix, None) if matrix is None or not gated else (matrix[:, :n], matrix[:, n:])
 
 
 def _launch_tma(dy, weight, epilogue, sums, config: Config, constants: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from .operands import (
     Operands,
     descriptor,
     descriptors_serve,
+    halves,
     on_device,
     param_arguments,
     rows_of,
@@ -153,7 +154,7 @@ def linear_fwd(operands: Operands, keep: str, config: Config | None = None) -> t
     kept = signs if z is None else z
     if y.numel() == 0:
         return y, kept
-    z_gate, z_up = (z, None) if z is None or not gated else (z[:, :n], z[:, n:])
+    z_gate, z_up = halves(z, n, gated)
     params, strides = param_arguments(operands.values)
     constants = {
         "value": device_function((act.gate or act).value, x.dtype), "GATED": act.arity == 1 or act.gate is not None,

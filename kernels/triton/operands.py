@@ -62,6 +62,11 @@ def gradients(act: Activation, values: tuple, gated: bool, dtype: torch.dtype, k
     return {name: formula and device_function(formula, dtype) for name, formula in formulas.items()}
 
 
+def halves(matrix: Tensor | None, n: int, gated: bool) -> tuple[Tensor | None, Tensor | None]:
+    """gate and up of a gated layer's [M, 2N], else the matrix and None."""
+    return (matrix, None) if matrix is None or not gated else (matrix[:, :n], matrix[:, n:])
+
+
 def rows_of(x: Tensor) -> Tensor:
     """x [..., N] as a matrix [M, N], a view where its strides allow one."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])

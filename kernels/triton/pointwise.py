@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..catalogue import Activation
 from .configs import BWD_BLOCK, machine
-from .operands import gradients, on_device, param_arguments
+from .operands import gradients, halves, on_device, param_arguments
 from .tiles import load_params, param_gradient, rounded, up_gradient, z_gradient
 
 
@@ -75,15 +75,14 @@ def linear_bwd(
     needs: which of the three to compute. dparam is the learnable tensor's gradient, per column: [N].
     """
     m, n = dy.shape
+    saved = saved.contiguous()  # what a user's hooks give back may not be
     width = 2 * n if gated else n
     programs, rows_per_program = _row_programs(m, n, machine(dy).processors)
     dz = dy.new_empty(m, width) if needs[0] else None
     dbias = dy.new_empty(programs, width, dtype=torch.float32) if needs[1] else None
     dparam = dy.new_empty(programs, n, dtype=torch.float32) if needs[2] else None
     if dy.numel():
-        gate, up = (saved[:, :n], saved[:, n:]) if gated else (saved, None)
-        dz_gate, dz_up = (dz, None) if dz is None or not gated else (dz[:, :n], dz[:, n:])
-        db_gate, db_up = (dbias, None) if dbias is None or not gated else (dbias[:, :n], dbias[:, n:])
+        (gate, up), (dz_gate, dz_up), (db_gate, db_up) = (halves(t, n, gated) for t in (saved, dz, dbias))
         params, strides = param_arguments(values)
         kept = "input" if gated else act.saves(values)
         with on_device(dy):

@@ -128,7 +128,7 @@ def store_sum(sum_ptr, x, tile_m, cols, mask, N, stride):
 
 @triton.jit
 def column_pieces(z, PIECES: tl.constexpr):
-    """z [rows, cols] as a tuple of PIECES (1, 2 or 4) column blocks: an epilogue in pieces needs a piece's registers."""
+    """z [rows, cols] as a tuple of PIECES (a power of two) column blocks: an epilogue in pieces needs a piece's registers."""
     if PIECES == 1:
         return (z,)
     else:

@@ -152,6 +152,17 @@ def test_per_sample_gradients_by_torch_func(op, device, rng):
             torch.testing.assert_close(one, of)
 
 
+@pytest.mark.parametrize("op", ["mlp", "gated_mlp"])
+def test_recompute_steps_aside_for_torch_func(op, device, rng):
+    args = each(torch.Tensor.detach, tensors(arguments(op, rng), device))
+    entry = ACTIVATIONS["silu"]
+    gradients = [
+        torch.func.grad(lambda x, r=recompute: fused(op, {**args, "x": x}, entry, recompute=r).sum())(args["x"])
+        for recompute in (False, True)
+    ]
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own, by jvp
 @pytest.mark.parametrize("op", OPS)
 def test_ensembles_and_forward_mode_by_torch_func(op, device, rng):

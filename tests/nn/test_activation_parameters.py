@@ -113,6 +113,8 @@ def test_parameters_in_any_order_and_partly_given():
         ),
         (lambda: FusedMLP(5, 6, activation=nn.LeakyReLU(0.3), negative_slope=0.1), TypeError, "is given twice"),
         (lambda: FusedMLP(5, 6, dropout=1.5), ValueError, "dropout must be a probability between 0 and 1, got 1.5"),
+        (lambda: FusedMLP(5, 6, recompute="no"), ValueError, "recompute must be True or False, got 'no'"),
+        (lambda: FusedMLP(5, 6, dropout=None), ValueError, "dropout must be a probability between 0 and 1, got None"),
         (lambda: FusedGatedMLP(5, 6, dropout=-1), ValueError, "dropout must be a probability between 0 and 1, got -1"),
         (
             lambda: FusedLinear(5, 6, activation="prelu", slope=torch.ones(5))(torch.ones(1, 5)),

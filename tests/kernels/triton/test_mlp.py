@@ -157,10 +157,13 @@ def test_keeps_x_and_the_preactivations(kind, options, what, device):
         (("up.weight", "up.bias"), "gelu", [H]),
         (("up.weight", "up.bias", "down.weight"), "gelu", []),
         (("up.weight", "down.weight"), "relu", [("uint8", 12, 3)]),
+        (("up.weight", "up.bias"), "recompute", [X]),
+        (("up.weight", "up.bias", "down.weight"), "recompute", []),
     ],
 )
 def test_frozen_parameters_cost_nothing(frozen, activation, what, device):
-    module, x = FusedMLP(16, 24, activation=activation).to(device), torch.randn(12, 16, device=device)
+    options = {"recompute": True} if activation == "recompute" else {"activation": activation}
+    module, x = FusedMLP(16, 24, **options).to(device), torch.randn(12, 16, device=device)
     for name in frozen:
         module.get_parameter(name).requires_grad_(False)
     assert kept(lambda: module(x)) == sorted(what)
@@ -373,6 +376,9 @@ def test_second_derivative_without_x_raises(device):
     module.up.requires_grad_(False)
     with pytest.raises(RuntimeError, match="while the weight is frozen"):
         torch.autograd.grad(module(x).sum(), x, create_graph=True)
+    module.down.weight.requires_grad_(False)
+    (dbias,) = torch.autograd.grad(module(x.detach()).sum(), module.down.bias, create_graph=True)  # which needs no x
+    torch.testing.assert_close(dbias, torch.full_like(dbias, 12.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -429,6 +435,24 @@ def test_layouts(layout, rng, device):
     )
     for actual, torchs, truth in zip(run(lambda args: epilogue.gated_mlp(**args), args, dy), own, exact, strict=True):
         assert_accurate(actual, torchs, truth)
+
+
+@pytest.mark.parametrize("op", ["linear", "glu packed", "mlp", "gated_mlp"])
+def test_hooks_may_return_other_strides(op, rng, device):
+    """As hooks that compress or offload what is kept do."""
+    args = checks.each(
+        lambda a: torch.as_tensor(a).float().to(device).requires_grad_(), checks.arguments(op, rng, (12,), (16, 24, 8))
+    )
+    operation = getattr(epilogue, op.split()[0])
+    expected = torch.autograd.grad(operation(**args, activation="silu").square().sum(), checks.leaves(args))
+
+    def other_strides(t):
+        return t.t().contiguous().t() if t.ndim == 2 else t
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, other_strides):
+        y = operation(**args, activation="silu")
+    for actual, wanted in zip(torch.autograd.grad(y.square().sum(), checks.leaves(args)), expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_non_finite_stays_in_its_row(rng, device):
