@@ -18,15 +18,17 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from epilogue.benchmarks.offline import SHARED_BYTES, Case, Resources, compile_case, epilogue_cost, shipped
+from epilogue.benchmarks.offline import POINTER, SHARED_BYTES, Case, Resources, compile_case, epilogue_cost, shipped
 from epilogue.benchmarks.report import table
 from epilogue.catalogue import ACTIVATIONS
-from epilogue.triton.configs import BWD_BLOCK
+from epilogue.triton.configs import POINTWISE
+from epilogue.triton.costs import formulas
 
 WGMMA, MMA, LOAD, STORE = r"HGMMA|UTC\w*MMA", "HMMA", "UTMALDG", "UTMASTG"
 
@@ -94,17 +96,13 @@ def _size(case: Case) -> tuple[bool, int]:
     return case.kernel.endswith("_tma"), case.config.BLOCK_M * case.config.BLOCK_N if case.config else 0
 
 
-def formulas(case: Case) -> list[Callable]:
+def formulas_of(case: Case) -> list[Callable]:
     """What the kernel computes of each element of its epilogue."""
     act = ACTIVATIONS[case.activation]
-    if case.kernel.startswith("linear_fwd"):
-        return [act.value]
-    if act.arity == 2:
-        partial = [act.derivatives["a"], act.derivatives["b"]]
-        return [*partial, act.value] if case.kernel.startswith("linear_dact") else partial
-    if case.gated or case.kernel.startswith("linear_dact"):  # by the product rule; for the h that it re-emits
-        return [act.derivatives["x"], act.value]
-    return [act.output_derivative(tuple(act.params.values())) or act.derivatives["x"]]
+    found = formulas(act, backward=case.kernel not in ("linear_fwd", "linear_fwd_tma", "act_fwd"))
+    if case.kernel != "act_bwd" or case.dropout or (case.gated and act.arity == 1):  # by the product rule; for h
+        return found
+    return found[:-1] if act.arity == 2 else [act.output_derivative(tuple(act.params.values())) or found[0]]
 
 
 def measure(case: Case, arch: str) -> Row:
@@ -115,7 +113,7 @@ def measure(case: Case, arch: str) -> Row:
         raise RuntimeError(f"{arch} {case} does not compile: {error}") from error
     act = ACTIVATIONS[case.activation]
     values = tuple(act.params.values())
-    costs = [epilogue_cost(formula, values, case.dtype, arch, act.arity) for formula in formulas(case)]
+    costs = [epilogue_cost(formula, values, case.dtype, arch, act.arity) for formula in formulas_of(case)]
     instructions, mufu = map(sum, zip(*costs, strict=True))
     return Row(
         kernel=case.kernel,
@@ -142,7 +140,7 @@ def config_of(case: Case) -> str:
     """Tile, warps, and what else tells two configs apart: pipeline stages, column pieces of the epilogue."""
     config = case.config
     if config is None:
-        return f"{BWD_BLOCK['BLOCK_M']}x{BWD_BLOCK['BLOCK_N']} w{BWD_BLOCK['num_warps']}"
+        return f"{POINTWISE['BLOCK_M']}x{POINTWISE['BLOCK_N']} w{POINTWISE['num_warps']}" + " dropout" * case.dropout
     dropout = " dropout" * (case.dropout and case.kernel.startswith("linear_dact"))
     tile = f"{config.BLOCK_M}x{config.BLOCK_N}x{config.BLOCK_K}"
     return f"{tile} w{config.num_warps} s{config.num_stages}" + f" p{config.PIECES}" * (config.PIECES > 1) + dropout
@@ -201,6 +199,31 @@ def activations_table(rows: Iterable[Row]) -> str:
 
 def family(row: Row) -> str:
     return row.kernel + ", gated" * row.gated
+
+
+def costs(names: Iterable[str] = ACTIVATIONS) -> dict[str, dict[str, tuple[float, float]]]:
+    """dtype -> formula -> (instructions, MUFU) per element on sm_90: what the dispatcher's model reads."""
+    acts = [ACTIVATIONS[name] for name in names]
+    return {
+        str(dtype).removeprefix("torch."): {
+            formula.__name__: epilogue_cost(formula, tuple(act.params.values()), dtype, "sm_90", act.arity)
+            for act in acts
+            for formula in formulas(act, backward=True)
+        }
+        for dtype in POINTER
+    }
+
+
+def write_costs(path: Path) -> int:
+    """A line per formula, so that a change shows in a diff."""
+    found = costs()
+    blocks = [
+        f' "{dtype}": {{\n' + ",\n".join(f'  "{name}": {json.dumps(cost)}' for name, cost in of_dtype.items()) + "\n }"
+        for dtype, of_dtype in found.items()
+    ]
+    path.write_text("{\n" + ",\n".join(blocks) + "\n}\n")
+    print(f"written: {path}")
+    return 0
 
 
 def main(archs: Sequence[str], as_json: bool) -> int:

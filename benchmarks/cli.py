@@ -17,6 +17,7 @@ EXAMPLES = """examples:
   epilogue doctor              what is installed, what runs where, and whether a kernel computes rightly
   epilogue host-cost           what one tiny call costs the host, against plain torch
   epilogue audit               compile every kernel without a GPU: registers, spills, instructions per element
+  epilogue tune --model-dims 4096 14336    measure this model's products on this GPU; later calls take the fastest way
   epilogue memory              the bytes that models' feed-forward blocks keep for backward: torch.nn, torch.compile, epilogue
 """
 
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     host_cost.set_defaults(command=_host_cost)
     _add_audit(commands)
     _add_memory(commands)
+    _add_tune(commands)
     return parser
 
 
@@ -94,6 +96,10 @@ def _add_audit(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="sm_80, sm_90, sm_100 (default: all)",
     )  # fmt: skip
     audit.add_argument("--json", action="store_true", help="print a list of rows instead of tables")
+    audit.add_argument(
+        "--costs", type=Path, metavar="FILE",
+        help="instead write what each formula costs in an epilogue: kernels/triton/costs.json, which the choice of a kernel reads",
+    )  # fmt: skip
     audit.set_defaults(command=_audit)
 
 
@@ -114,6 +120,51 @@ def _add_memory(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--from", dest="source", type=Path, metavar="FILE", help="count nothing, read what --json wrote"
     )
     memory.set_defaults(command=_memory)
+
+
+def _add_tune(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    tune = commands.add_parser(
+        "tune",
+        help="measure on this GPU which way to compute a product is fastest",
+        description="Measure the ways to compute a product with its activation: the fused kernel with each of its tiles, cuBLAS with a "
+        "pointwise kernel, cuBLASLt's own epilogue. The fastest is saved after each product, in the user's cache directory, and taken by "
+        "every later call on this GPU with this driver, torch and Triton, for up to as many rows. Without a GPU: prints what it would "
+        "measure.",
+    )
+    what = tune.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--shapes", nargs="+", type=_shape, metavar="OP:MxKxN",
+        help="rows, features in, features out (an MLP's hidden ones): linear:8192x4096x14336",
+    )  # fmt: skip
+    what.add_argument(
+        "--model-dims", nargs=2, type=_count, metavar=("D", "HIDDEN"),
+        help="a model's width and its MLP's: 1 to 16384 rows of a gated MLP, or of --op",
+    )  # fmt: skip
+    tune.add_argument(
+        "--op", choices=("linear", "glu", "mlp", "gated_mlp"), default="gated_mlp", help="with --model-dims"
+    )
+    tune.add_argument(
+        "--activation", metavar="NAME", help="default: gelu, or silu when gated; they stand for all others too"
+    )
+    tune.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    tune.add_argument("--minutes", type=float, default=10.0, metavar="N", help="when to stop (default %(default)g)")
+    tune.add_argument("--out", type=Path, metavar="FILE", help="save there rather than in the cache")
+    tune.set_defaults(command=_tune)
+
+
+def _shape(text: str) -> tuple[str, int, int, int]:
+    op, _, sizes = text.partition(":")
+    numbers = sizes.split("x")
+    if op not in ("linear", "glu", "mlp", "gated_mlp") or len(numbers) != 3:
+        raise argparse.ArgumentTypeError(f"a shape is OP:MxKxN, such as linear:8192x4096x14336; got {text!r}")
+    m, k, n = map(_count, numbers)
+    return op, m, k, n
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"a size is 1 or more, got {text!r}")
+    return int(text)
 
 
 def _steps(text: str) -> int:
@@ -162,7 +213,16 @@ def _audit(args: argparse.Namespace) -> int:
         raise SystemExit("epilogue audit: with TRITON_INTERPRET set Triton compiles nothing; unset it")
     from epilogue.benchmarks import audit
 
-    return audit.main(args.arch, args.json)
+    return audit.write_costs(args.costs) if args.costs else audit.main(args.arch, args.json)
+
+
+def _tune(args: argparse.Namespace) -> int:
+    _need("tune", "bench", {"platformdirs": "platformdirs", "tqdm": "tqdm"})
+    _need_triton("tune")
+    from epilogue.benchmarks import tune
+
+    shapes = args.shapes or [(args.op, tokens, *args.model_dims) for tokens in tune.TOKENS]
+    return tune.main(shapes, args.activation, args.dtype, args.minutes, args.out)
 
 
 def _memory(args: argparse.Namespace) -> int:

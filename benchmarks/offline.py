@@ -20,11 +20,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from epilogue.catalogue import ACTIVATIONS
-from epilogue.triton.configs import BWD_BLOCK, GLU, TABLE, Config, shared_bytes
+from epilogue.triton.configs import GLU, POINTWISE, TABLE, Config, shared_bytes
 from epilogue.triton.dact import linear_dact_kernel, linear_dact_tma_kernel
 from epilogue.triton.linear import linear_fwd_kernel, linear_fwd_tma_kernel
 from epilogue.triton.operands import gradients
-from epilogue.triton.pointwise import linear_bwd_kernel
 from epilogue.triton.vocabulary import device_function
 
 POINTER = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
@@ -38,7 +37,7 @@ DEFAULT = {False: "gelu", True: "silu"}
 class Case:
     """One kernel with one config, activation and dtype."""
 
-    kernel: str  # "linear_bwd", or "linear_fwd" and "linear_dact", each of them with "_tma" too
+    kernel: str  # "act_fwd" and "act_bwd", or "linear_fwd" and "linear_dact", each of these with "_tma" too
     config: Config | None
     dtype: torch.dtype
     activation: str = "gelu"
@@ -78,13 +77,14 @@ def shipped(arch: str) -> Iterator[Case]:
         for config, dtype, precision, gated in itertools.product(configs, dtypes, precisions, forms):
             if shared_bytes(config, family, itemsize) <= SHARED_BYTES[arch]:
                 yield Case(kernel, config, dtype, DEFAULT[gated], gated, precision, dropout=dropout)
-    for dtype in POINTER:
-        for gated in (False, True):
-            yield Case("linear_bwd", None, dtype, DEFAULT[gated], gated)
+    for kernel, dtype, gated, dropout in itertools.product(
+        ("act_fwd", "act_bwd"), POINTER, (False, True), (False, True)
+    ):
+        yield Case(kernel, None, dtype, DEFAULT[gated], gated, dropout=dropout)
 
 
 def compile_case(case: Case, arch: str) -> Resources:
-    """Compile one case: z saved or h emitted, no learnable parameter, operands aligned."""
+    """Compile one case: z saved or h emitted (by act_bwd with dropout, an MLP's), no learnable parameter, operands aligned."""
     kernel, arguments, options = _arguments(case)
     signature: dict[str, Any] = {}
     constants: dict[str, Any] = {}
@@ -115,21 +115,20 @@ def _arguments(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
         "K": "i32",
     }
     pointer, up = POINTER[case.dtype], case.gated
-    if case.kernel == "linear_bwd":
-        tensors = {
-            "dy_ptr": pointer, "saved_ptr": pointer, "up_ptr": pointer if up else None, "dz_ptr": pointer,
-            "dup_ptr": pointer if up else None, "dbias_ptr": "*fp32", "dup_bias_ptr": "*fp32" if up else None,
-            "dparam_ptr": None, "stride_dym": "i64", "stride_dyn": 1, "stride_sm": "i64", "stride_dzm": "i64",
-            "rows_per_program": "i32",
-        }  # fmt: skip
-        block = dict(BWD_BLOCK)
+    shared |= {"signs_ptr": None, "stride_signs": "i64", "dropout": ("*i64", "i32", "fp32") if case.dropout else None}
+    if case.config is None:
+        tensors: dict[str, Any] = {f"{name}_ptr": pointer for name in ("z", "y", "dy", "saved", "dz")}
+        tensors |= {"up_ptr": pointer if up else None, "dup_ptr": pointer if up else None, "dparam_ptr": None}
+        tensors |= {"h_ptr": pointer if case.dropout else None}
+        tensors |= {"dbias_ptr": "*fp32", "dup_bias_ptr": "*fp32" if up else None, "rows_per_program": "i32"}
+        tensors |= dict.fromkeys(("stride_zm", "stride_dym", "stride_sm", "stride_dzm"), "i64") | {"stride_dyn": 1}
+        block = dict(POINTWISE)
         options = {"num_warps": block.pop("num_warps")}
-        return linear_bwd_kernel, {**shared, **tensors, **_gradients(case), **block}, options
-    assert case.config is not None
+        functions = _value(case) if case.kernel == "act_fwd" else _gradients(case)
+        return globals()[f"{case.kernel}_kernel"], {**shared, **tensors, **functions, **block}, options
     constants = case.config.constants()
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in constants}
-    shared |= {"PRECISION": case.precision, "signs_ptr": None, "stride_signs": "i64", **constants}
-    shared |= {"dropout": ("*i64", "i32", "fp32") if case.dropout else None}
+    shared |= {"PRECISION": case.precision, **constants}
     tma = case.kernel.endswith("_tma")
     matrices: tuple[str, ...]
     if case.kernel.startswith("linear_dact"):
@@ -142,8 +141,7 @@ def _arguments(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
     else:
         kernel = linear_fwd_tma_kernel if tma else linear_fwd_kernel
         shared |= {
-            "bias_ptr": pointer, "up_bias_ptr": pointer if up else None,
-            "value": device_function(act.value, case.dtype), "GATED": act.arity == 1,
+            "bias_ptr": pointer, "up_bias_ptr": pointer if up else None, **_value(case),
         }  # fmt: skip
         matrices = ("x", "weight", "up", "y", "z", "z_up")
     shared |= {f"{name}_desc": _box(case, name) if tma else None for name in matrices}
@@ -166,10 +164,15 @@ def _arguments(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
     return kernel, {**strides, **shared}, options
 
 
+def _value(case: Case) -> dict[str, Any]:
+    act = ACTIVATIONS[case.activation]
+    return {"value": device_function(act.value, case.dtype), "GATED": act.arity == 1}
+
+
 def _gradients(case: Case) -> dict[str, Any]:
     act = ACTIVATIONS[case.activation]
     values = tuple(act.params.values())
-    kept = "input" if case.gated or case.kernel != "linear_bwd" else act.saves(values)
+    kept = "input" if case.gated or case.kernel != "act_bwd" or case.dropout else act.saves(values)
     return gradients(act, values, case.gated, case.dtype, kept)
 
 

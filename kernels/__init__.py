@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import activations as activations  # fills the catalogue
 from .catalogue import ACTIVATIONS, Activation, activation, derivative_of, pair
+from .explanation import explain
 from .functional import (
     gated_mlp,
     gated_mlp_backward,
@@ -30,6 +31,7 @@ __all__ = [
     "Activation",
     "activation",
     "derivative_of",
+    "explain",
     "gated_mlp",
     "gated_mlp_backward",
     "glu",

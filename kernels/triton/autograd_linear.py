@@ -17,7 +17,7 @@ from ..catalogue import ACTIVATIONS, Activation
 from . import INTERPRET, compute_dtype
 from .linear import linear_fwd
 from .operands import Operands, rows_of
-from .pointwise import linear_bwd
+from .pointwise import act_bwd
 
 _NO_LEARNED = -1
 
@@ -97,7 +97,7 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, dy: Tensor | None, dz_unused: Tensor | None, pointwise: Any) -> tuple:
-    """Gradients of `layer_forward`'s six tensors; `pointwise` is linear_bwd, as a function or as an operator."""
+    """Gradients of `layer_forward`'s six tensors; `pointwise` is `_pointwise`, as a function or as an operator."""
     if dy is None:
         return (None,) * 11
     saved, x, weight, up_weight, bias, up_bias, learned = ctx.saved_tensors
@@ -164,9 +164,11 @@ def _pointwise(
     dy: Tensor, saved: Tensor, learned: Tensor | None, activation: str, numbers: list[float], learned_at: int,
     gated: bool, needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dz, dbias, dparam) of linear_bwd, empty tensors where not needed."""
+    """(dz, dbias, dparam) of act_bwd, empty tensors where not needed."""
     act, values = ACTIVATIONS[activation], joined(numbers, learned, learned_at)
-    results = linear_bwd(dy, rows_of(saved), act, values, gated, needs)
+    kept = "input" if gated else act.saves(values)
+    dz, _, *sums = act_bwd(dy, rows_of(saved), kept, act, values, gated, None, (needs[0], False, *needs[1:]))
+    results = (dz, *sums)
     return tuple(dy.new_empty(0) if r is None else r for r in results)  # type: ignore[return-value]
 
 

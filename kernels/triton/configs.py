@@ -1,13 +1,9 @@
-"""Tile shapes: a shipped table, and the model that chooses from it. Nothing is timed at a call."""
+"""The ways to compute a product with its epilogue, the shipped tile shapes above all. dispatch.py chooses; nothing is timed at a call."""
 
-import functools
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
-
-from . import INTERPRET
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,8 @@ def shared_bytes(config: Config, family: Family, itemsize: int) -> int:
     return loads + config.tma * family.staged * config.BLOCK_M * config.BLOCK_N // config.PIECES * itemsize
 
 
-# (family, descriptors?, bytes per element). IEEE float32 products have no matrix instruction, so they stay with the pointer kernel, whose
+# (family, descriptors?, bytes per element). What compiles without a spill and within shared memory (`epilogue audit`); none has been timed
+# on a GPU yet. IEEE float32 products have no matrix instruction, so they stay with the pointer kernel, whose
 # small tiles hold them without spilling. BLOCK_N counts each of a gated layer's two accumulators.
 TABLE: dict[tuple[Family, bool, int], tuple[Config, ...]] = {
     (LINEAR, True, 2): (
@@ -98,59 +95,37 @@ TABLE |= {
     if family is DACT
 }
 
-BWD_BLOCK = {"BLOCK_M": 8, "BLOCK_N": 128, "num_warps": 4}
+POINTWISE = {"BLOCK_M": 8, "BLOCK_N": 128, "num_warps": 4}
+"""The block of the pointwise kernels."""
+
+Choice = Config | Literal["unfused", "library"]
+"""The fused kernel with those tiles; cuBLAS and one pointwise kernel; cuBLASLt's epilogue, which has few functions and keeps no z."""
 
 
-class Machine(NamedTuple):
-    """What the model knows of a chip."""
+class Problem(NamedTuple):
+    """A product of m rows, n columns and k terms with its epilogue, as far as a choice depends on it."""
 
-    processors: int
-    shared_bytes: int
-    descriptors: bool  # has TMA: sm_90 and newer
+    family: Family
+    m: int
+    n: int
+    k: int
+    dtype: torch.dtype
+    precision: str
+    tma: bool  # descriptors serve the operands
+    activation: str
+    gated: bool
+    keeps: bool  # z is stored for backward (linear_fwd), h emitted for dW₂ (linear_dact)
 
+    @property
+    def backward(self) -> bool:
+        return self.family.name == DACT.name
 
-def machine(x: Tensor) -> Machine:
-    """The chip that x lives on. The interpreter's has two processors, so that a program walks over several tiles there too."""
-    return Machine(2, 227 * 1024, True) if INTERPRET and x.is_cpu else _gpu(x.device.index)
+    @property
+    def reads(self) -> int:
+        """Matrices [m, n] that the epilogue reads: z, and up."""
+        return (1 + self.gated) * self.backward
 
-
-@functools.cache
-def _gpu(index: int) -> Machine:
-    properties = torch.cuda.get_device_properties(index)
-    shared_bytes: int = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # missing in torch's stub
-    return Machine(properties.multi_processor_count, shared_bytes, properties.major >= 9)
-
-
-@functools.lru_cache(maxsize=4096)
-def choose(family: Family, tma: bool, m: int, n: int, k: int, itemsize: int, chip: Machine) -> Config:
-    """The config of least predicted time for a product of m rows, n columns and k terms.
-
-    A multiprocessor works through ceil(tiles / processors) tiles. A tile takes, per step of K, the longer of its arithmetic and its loads
-    from L2 and a quarter of the shorter (they overlap, not wholly), in units of one multiprocessor's time for a multiply-add; a byte costs
-    `BYTE` of them. Small tiles thus pay for their lower arithmetic intensity, large ones for the last, partly filled wave. The numbers
-    are the data sheet's and an estimate; no GPU has confirmed them yet.
-    """
-    configs = TABLE[family, tma, itemsize]
-    fitting = [c for c in configs if shared_bytes(c, family, itemsize) <= chip.shared_bytes] or [configs[-1]]
-
-    def time(config: Config) -> int:
-        tiles = -(-m // config.BLOCK_M) * -(-n // config.BLOCK_N)
-        columns = config.BLOCK_N * family.products
-        shorter, longer = sorted((config.BLOCK_M * columns, BYTE * itemsize * (config.BLOCK_M + columns)))
-        return -(-tiles // chip.processors) * (4 * longer + shorter)
-
-    return min(fitting, key=time)
-
-
-BYTE = 27
-"""Multiply-adds in the time that a multiprocessor loads one byte from L2: on an H100 about 2,950 a ns against about 110 bytes a ns."""
-
-
-def precision(x: Tensor) -> str:
-    """tl.dot's input precision: float32 products follow torch's own TF32 setting, which is off unless the user turns it on."""
-    if x.dtype != torch.float32:
-        return "tf32"  # without meaning for 16-bit operands; one constant, so that they share a kernel
-    matmul = torch.backends.cuda.matmul
-    if hasattr(matmul, "fp32_precision"):  # torch 2.9 on, where the older getters raise once a user has set this one
-        return "tf32" if matmul.fp32_precision in ("tf32", "bf16") else "ieee"
-    return "tf32" if matmul.allow_tf32 else "ieee"
+    @property
+    def writes(self) -> int:
+        """Matrices [m, n] that it writes: y and z, or dz and h; gated z and dz are two."""
+        return (1 + self.gated + self.keeps) if self.backward else (1 + self.keeps * (1 + self.gated))

@@ -13,7 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..catalogue import Activation
-from .configs import DACT, DROPPED, Config, choose, machine, precision
+from .chips import machine, precision
+from .configs import DACT, DROPPED, Choice, Config, Problem
+from .dispatch import choose
 from .dropout import Dropout, drawn, dropped
 from .operands import (
     descriptor,
@@ -37,6 +39,7 @@ from .tiles import (
     up_gradient,
     z_gradient,
 )
+from .unfused import unfused_dact
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -160,31 +163,46 @@ def linear_dact_tma_kernel(
 
 def linear_dact(
     dy: Tensor, weight: Tensor, saved: Tensor, kept: str, act: Activation, values: tuple, gated: bool, dropout: Dropout | None,
-    needs: Sequence[bool], config: Config | None = None,
+    needs: Sequence[bool], choice: Choice | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """(dz [M, F], h [M, F], dbias float32 [F], dparam float32 [F]) for dy [M, N] and the down weight [N, F].
 
     saved is what linear_fwd kept, by the same word `kept`: z ("input"), y ("output") or signs ("sign"); gated: gate|up [M, 2F], and so are
     dz and dbias. needs: whether h, dbias and dparam are wanted; h follows from "input" alone.
     """
-    (m, k), n = dy.shape, weight.shape[1]
     saved = saved.contiguous()  # what a user's hooks give back may not be
+    if choice is None:
+        choice = choose(_problem(dy, weight, saved, kept, act, gated, dropout, needs[0]), machine(dy))
+    call = dy, weight, saved, kept, act, values, gated, dropout, needs
+    return _fused_dact(*call, choice) if isinstance(choice, Config) else unfused_dact(*call)
+
+
+def _problem(
+    dy, weight, saved, kept: str, act: Activation, gated: bool, dropout: Dropout | None, emits: bool
+) -> Problem:
+    (m, k), n = dy.shape, weight.shape[1]
+    tma = n * dy.element_size() % 16 == 0 and descriptors_serve(dy, weight, None if kept == "sign" else saved)
+    family = DACT if dropout is None else DROPPED
+    return Problem(family, m, n, k, dy.dtype, precision(dy.dtype), tma, (act.gate or act).name, gated, emits)
+
+
+def _fused_dact(
+    dy: Tensor, weight: Tensor, saved: Tensor, kept: str, act: Activation, values: tuple, gated: bool, dropout: Dropout | None,
+    needs: Sequence[bool], config: Config,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    m, n = dy.shape[0], weight.shape[1]
     width = 2 * n if gated else n
     dz = dy.new_empty(m, width)
     h = dy.new_empty(m, n) if needs[0] else None
-    matrix, signs = (None, saved) if kept == "sign" else (saved, None)
-    (z_gate, z_up), (dz_gate, dz_up) = halves(matrix, n, gated), halves(dz, n, gated)
-    if config is None:
-        tma = descriptors_serve(dy, weight, h, z_gate, z_up, dz_gate, dz_up)
-        config = choose(DACT if dropout is None else DROPPED, tma, m, n, k, dy.element_size(), machine(dy))
     rows_of_tiles = triton.cdiv(m, config.BLOCK_M)
     dbias = dy.new_empty(rows_of_tiles, width, dtype=torch.float32) if needs[1] else None
     dparam = dy.new_empty(rows_of_tiles, n, dtype=torch.float32) if needs[2] else None
     if m and n:
+        matrix, signs = (None, saved) if kept == "sign" else (saved, None)
         params, strides = param_arguments(values)
         functions = gradients(act, values, gated, dy.dtype, kept)
-        constants = {**functions, "PARAM_STRIDES": strides, "PRECISION": precision(dy), **config.constants()}
-        epilogue = (z_gate, z_up, signs, dz_gate, dz_up, h)
+        constants = {**functions, "PARAM_STRIDES": strides, "PRECISION": precision(dy.dtype), **config.constants()}
+        epilogue = (*halves(matrix, n, gated), signs, *halves(dz, n, gated), h)
         sums = (*halves(dbias, n, gated), dparam, params, dropout and dropout.argument())
         with on_device(dy):
             (_launch_tma if config.tma else _launch_pointer)(dy, weight, epilogue, sums, config, constants)

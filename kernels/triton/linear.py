@@ -11,7 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import GLU, LINEAR, Config, choose, machine, precision
+from .chips import machine, precision
+from .configs import GLU, LINEAR, Choice, Config, Problem
+from .dispatch import choose
 from .dropout import drawn, dropped
 from .operands import (
     Operands,
@@ -33,6 +35,7 @@ from .tiles import (
     store_signs,
     tile_position,
 )
+from .unfused import library_fwd, library_serves, unfused_fwd
 from .vocabulary import device_function
 
 
@@ -140,14 +143,33 @@ def linear_fwd_tma_kernel(
             y_desc.store([row, start], rounded(y, y_desc.dtype))
 
 
-def linear_fwd(operands: Operands, keep: str, config: Config | None = None) -> tuple[Tensor, Tensor | None]:
+def linear_fwd(operands: Operands, keep: str, choice: Choice | None = None) -> tuple[Tensor, Tensor | None]:
     """(y [..., N], what to keep of it for backward beside y).
 
     keep "input": z [M, N] or gate|up [M, 2N]; "sign": whether act(z) > 0, bits in uint8 [M, ⌈N/8⌉]; else None.
     """
+    if choice is None:
+        choice = choose(_problem(operands, keep), machine(operands.x))
+    if isinstance(choice, Config):
+        return _fused_fwd(operands, keep, choice)
+    if choice == "library" and library_serves(operands, keep):
+        return library_fwd(operands), None
+    return unfused_fwd(operands, keep)
+
+
+def _problem(operands: Operands, keep: str) -> Problem:
+    x, act, gated = rows_of(operands.x), operands.act, operands.gated
+    weight, up, _, _ = operands.halves()
+    (m, k), n = x.shape, weight.shape[0]
+    tma = n * x.element_size() % 16 == 0 and descriptors_serve(x, weight, up)
+    name = (act.gate or act).name
+    return Problem(GLU if gated else LINEAR, m, n, k, x.dtype, precision(x.dtype), tma, name, gated, keep == "input")
+
+
+def _fused_fwd(operands: Operands, keep: str, config: Config) -> tuple[Tensor, Tensor | None]:
     x, act, gated = rows_of(operands.x), operands.act, operands.gated
     weight, up, bias, up_bias = operands.halves()
-    (m, k), n = x.shape, weight.shape[0]
+    m, n = x.shape[0], weight.shape[0]
     y = x.new_empty(*operands.x.shape[:-1], n)
     z = x.new_empty(m, 2 * n if gated else n) if keep == "input" else None
     signs = x.new_empty(m, triton.cdiv(n, 8), dtype=torch.uint8) if keep == "sign" else None
@@ -158,16 +180,13 @@ def linear_fwd(operands: Operands, keep: str, config: Config | None = None) -> t
     params, strides = param_arguments(operands.values)
     constants = {
         "value": device_function((act.gate or act).value, x.dtype), "GATED": act.arity == 1 or act.gate is not None,
-        "PARAM_STRIDES": strides, "PRECISION": precision(x),
+        "PARAM_STRIDES": strides, "PRECISION": precision(x.dtype), **config.constants(),
     }  # fmt: skip
-    if config is None:
-        tma = descriptors_serve(x, weight, up, rows_of(y))
-        config = choose(GLU if gated else LINEAR, tma, m, n, k, x.element_size(), machine(x))
     matrices, biases, results = (x, weight, up), (bias, up_bias), (rows_of(y), z_gate, z_up)
     with on_device(x):
         launch = _launch_tma if config.tma else _launch_pointer
         extras = (signs, params, operands.dropout and operands.dropout.argument())
-        launch(matrices, biases, results, extras, config, {**constants, **config.constants()})
+        launch(matrices, biases, results, extras, config, constants)
     return y, kept
 
 

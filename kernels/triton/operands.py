@@ -10,7 +10,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..catalogue import Activation
-from .configs import Config, machine, precision
+from .chips import machine, precision
+from .configs import Config
 from .dropout import Dropout
 from .vocabulary import device_function
 
@@ -92,7 +93,7 @@ def descriptors_serve(*matrices: Tensor | None) -> bool:
     """
     first = matrices[0]
     assert first is not None
-    if not machine(first).descriptors or precision(first) == "ieee":
+    if not machine(first).descriptors or precision(first.dtype) == "ieee":
         return False
     return all(
         t.shape[1] > 0

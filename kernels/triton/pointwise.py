@@ -1,6 +1,7 @@
-"""Backward's pointwise kernel: dz = dy ⊙ act'(z), and the sums over the rows that come with it.
+"""The pointwise kernels, beside products that cuBLAS computes: y = act(z) forward, dz = dy ⊙ act'(z) backward.
 
-The products dx = dz W and dW = dzᵀ x are cuBLAS's. Fusing this kernel into them as a prologue would compute the derivative once per tile.
+A single layer's backward always runs so: fusing the derivative into dx = dz W and dW = dzᵀ x as a prologue would compute it once per tile.
+The other products do where their fused kernel would be slower (dispatch.py).
 """
 
 from collections.abc import Sequence
@@ -11,24 +12,61 @@ import triton.language as tl
 from torch import Tensor
 
 from ..catalogue import Activation
-from .configs import BWD_BLOCK, machine
+from .chips import machine
+from .configs import POINTWISE
+from .dropout import Dropout, drawn, dropped
 from .operands import gradients, halves, on_device, param_arguments
-from .tiles import load_params, param_gradient, rounded, up_gradient, z_gradient
+from .tiles import (
+    activate,
+    load_params,
+    load_signs,
+    param_gradient,
+    rounded,
+    store_signs,
+    up_gradient,
+    z_gradient,
+)
+from .vocabulary import device_function
+
+
+@triton.jit(do_not_specialize=["M"])
+def act_fwd_kernel(
+    z_ptr, up_ptr, y_ptr, signs_ptr, act_params, dropout, M, N, stride_zm, stride_signs,
+    value: tl.constexpr, GATED: tl.constexpr, PARAM_STRIDES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """y [M, N] = dropout(act(z)), or with `up` that of both; signs those of act's result, unless None. y may be z."""
+    row, col = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
+    rows64 = (row + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None]
+    cols = col + tl.arange(0, BLOCK_N)
+    cols64 = cols.to(tl.int64)[None, :]
+    mask = (rows64 < M) & (cols < N)[None, :]
+    z = tl.load(z_ptr + rows64 * stride_zm + cols64, mask=mask, other=0.0).to(tl.float32)
+    up = None
+    if up_ptr is not None:
+        up = tl.load(up_ptr + rows64 * stride_zm + cols64, mask=mask, other=0.0).to(tl.float32)
+    y = activate(z, up, load_params(act_params, cols, N, PARAM_STRIDES), value, GATED)
+    if signs_ptr is not None:
+        store_signs(signs_ptr, y, row, col, M, N, stride_signs)
+    if dropout is not None:
+        y = dropped(y, drawn(dropout, row, col, BLOCK_M, BLOCK_N), dropout)
+    tl.store(y_ptr + rows64 * N + cols64, rounded(y, y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["M", "rows_per_program"])
-def linear_bwd_kernel(
-    dy_ptr, saved_ptr, up_ptr, dz_ptr, dup_ptr, dbias_ptr, dup_bias_ptr, dparam_ptr, act_params,
-    M, N, stride_dym, stride_dyn, stride_sm, stride_dzm, rows_per_program,
+def act_bwd_kernel(
+    dy_ptr, saved_ptr, up_ptr, signs_ptr, dz_ptr, dup_ptr, h_ptr, dbias_ptr, dup_bias_ptr, dparam_ptr, act_params, dropout,
+    M, N, stride_dym, stride_dyn, stride_sm, stride_signs, stride_dzm, rows_per_program,
     value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr, grad_param: tl.constexpr,
     PARAM_STRIDES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dz [M, N] = dy ⊙ act'(saved), and per program the float32 column sums of dz and of the learnable parameter's gradient.
+    """dz [M, N] = dropout(dy) ⊙ act'(saved), h [M, N] = dropout(act(saved)) unless None, and per program the float32 column sums of dz and
+    of the learnable parameter's gradient. dz may be dy.
 
     With `up`, the gradients of both operands. Sums land in row program_id(0) of [programs, N] arrays of row stride stride_dzm (dparam's:
     N): no atomics.
     """
-    cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    col = tl.program_id(1) * BLOCK_N
+    cols = col + tl.arange(0, BLOCK_N)
     cols64 = cols.to(tl.int64)[None, :]
     col_mask = cols < N
     values = load_params(act_params, cols, N, PARAM_STRIDES)
@@ -41,7 +79,13 @@ def linear_bwd_kernel(
         rows64 = rows.to(tl.int64)[:, None]
         mask = (rows < M)[:, None] & col_mask[None, :]
         dy = tl.load(dy_ptr + rows64 * stride_dym + cols64 * stride_dyn, mask=mask, other=0.0).to(tl.float32)
-        saved = tl.load(saved_ptr + rows64 * stride_sm + cols64, mask=mask, other=0.0).to(tl.float32)
+        if dropout is not None:
+            kept = drawn(dropout, start, col, BLOCK_M, BLOCK_N)
+            dy = dropped(dy, kept, dropout)
+        if signs_ptr is not None:
+            saved = load_signs(signs_ptr, rows64, cols, stride_signs, mask)
+        else:
+            saved = tl.load(saved_ptr + rows64 * stride_sm + cols64, mask=mask, other=0.0).to(tl.float32)
         up = None
         if up_ptr is not None:
             up = tl.load(up_ptr + rows64 * stride_sm + cols64, mask=mask, other=0.0).to(tl.float32)
@@ -50,6 +94,11 @@ def linear_bwd_kernel(
         if dparam_ptr is not None:
             dparam = param_gradient(dy, saved, up, values, grad_param, grad_up is None)
             sum_param += tl.where(mask, dparam, 0.0)
+        if h_ptr is not None:
+            h = activate(saved, up, values, value, grad_up is None)
+            if dropout is not None:
+                h = dropped(h, kept, dropout)
+            tl.store(h_ptr + rows64 * N + cols64, rounded(h, h_ptr.dtype.element_ty), mask=mask)
         if dup_ptr is not None:
             tl.store(dup_ptr + rows64 * stride_dzm + cols64, rounded(dup, dup_ptr.dtype.element_ty), mask=mask)
         if dup_bias_ptr is not None:
@@ -67,36 +116,58 @@ def linear_bwd_kernel(
         tl.store(dparam_ptr + out * N + cols, tl.sum(sum_param, 0), mask=col_mask)
 
 
-def linear_bwd(
-    dy: Tensor, saved: Tensor, act: Activation, values: tuple, gated: bool, needs: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(dz, dbias float32, dparam float32) for dy [M, N] and saved z or y; gated: saved and dz are gate|up [M, 2N], dbias [2N].
+def act_fwd(
+    z: Tensor, y: Tensor, signs: Tensor | None, act: Activation, values: tuple, gated: bool, dropout: Dropout | None
+) -> None:
+    """Write dropout(act(z)) to y [M, N], which may be z, and to signs [M, ⌈N/8⌉] whether act(z) > 0. z [M, N], gated: gate|up [M, 2N]."""
+    m, n = y.shape
+    if not y.numel():
+        return
+    gate, up = halves(z, n, gated)
+    params, strides = param_arguments(values)
+    grid = triton.cdiv(m, POINTWISE["BLOCK_M"]), triton.cdiv(n, POINTWISE["BLOCK_N"])
+    with on_device(y):
+        act_fwd_kernel[grid](
+            gate, up, y, signs, params, dropout and dropout.argument(), m, n, z.stride(0), triton.cdiv(n, 8),
+            value=device_function((act.gate or act).value, y.dtype), GATED=act.arity == 1 or act.gate is not None,
+            PARAM_STRIDES=strides, **POINTWISE,
+        )  # fmt: skip
 
-    needs: which of the three to compute. dparam is the learnable tensor's gradient, per column: [N].
+
+def act_bwd(
+    dy: Tensor, saved: Tensor, kept: str, act: Activation, values: tuple, gated: bool, dropout: Dropout | None,
+    needs: Sequence[bool], dz: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """(dz, h, dbias float32, dparam float32) for dy [M, N] and saved z ("input"), y ("output") or signs ("sign").
+
+    gated: saved and dz are gate|up [M, 2N], dbias [2N]. needs: which of the four to compute. dparam is the learnable tensor's gradient, per
+    column: [N]. dz is written to the one given, which may be dy.
     """
     m, n = dy.shape
     saved = saved.contiguous()  # what a user's hooks give back may not be
     width = 2 * n if gated else n
     programs, rows_per_program = _row_programs(m, n, machine(dy).processors)
-    dz = dy.new_empty(m, width) if needs[0] else None
-    dbias = dy.new_empty(programs, width, dtype=torch.float32) if needs[1] else None
-    dparam = dy.new_empty(programs, n, dtype=torch.float32) if needs[2] else None
+    if dz is None and needs[0]:
+        dz = dy.new_empty(m, width)
+    h = dy.new_empty(m, n) if needs[1] else None
+    dbias = dy.new_empty(programs, width, dtype=torch.float32) if needs[2] else None
+    dparam = dy.new_empty(programs, n, dtype=torch.float32) if needs[3] else None
     if dy.numel():
-        (gate, up), (dz_gate, dz_up), (db_gate, db_up) = (halves(t, n, gated) for t in (saved, dz, dbias))
+        matrix, signs = (None, saved) if kept == "sign" else (saved, None)
+        (gate, up), (dz_gate, dz_up), (db_gate, db_up) = (halves(t, n, gated) for t in (matrix, dz, dbias))
         params, strides = param_arguments(values)
-        kept = "input" if gated else act.saves(values)
         with on_device(dy):
-            linear_bwd_kernel[(programs, triton.cdiv(n, BWD_BLOCK["BLOCK_N"]))](
-                dy, gate, up, dz_gate, dz_up, db_gate, db_up, dparam, params,
-                m, n, *dy.stride(), saved.stride(0), width, rows_per_program,
-                **gradients(act, values, gated, dy.dtype, kept), PARAM_STRIDES=strides, **BWD_BLOCK,
+            act_bwd_kernel[(programs, triton.cdiv(n, POINTWISE["BLOCK_N"]))](
+                dy, gate, up, signs, dz_gate, dz_up, h, db_gate, db_up, dparam, params, dropout and dropout.argument(),
+                m, n, *dy.stride(), saved.stride(0), triton.cdiv(n, 8), width, rows_per_program,
+                **gradients(act, values, gated, dy.dtype, kept), PARAM_STRIDES=strides, **POINTWISE,
             )  # fmt: skip
-    return dz, None if dbias is None else dbias.sum(0), None if dparam is None else dparam.sum(0)
+    return dz, h, None if dbias is None else dbias.sum(0), None if dparam is None else dparam.sum(0)
 
 
 def _row_programs(m: int, n: int, processors: int) -> tuple[int, int]:
     """(programs along the rows, rows of each): enough to fill the chip, few enough that their partial sums stay small."""
-    blocks = triton.cdiv(m, BWD_BLOCK["BLOCK_M"])
-    wanted = max(1, 8 * processors // triton.cdiv(n, BWD_BLOCK["BLOCK_N"]) if n else 1)
-    rows = triton.cdiv(blocks, min(blocks, wanted)) * BWD_BLOCK["BLOCK_M"] if blocks else BWD_BLOCK["BLOCK_M"]
+    blocks = triton.cdiv(m, POINTWISE["BLOCK_M"])
+    wanted = max(1, 8 * processors // triton.cdiv(n, POINTWISE["BLOCK_N"]) if n else 1)
+    rows = triton.cdiv(blocks, min(blocks, wanted)) * POINTWISE["BLOCK_M"] if blocks else POINTWISE["BLOCK_M"]
     return triton.cdiv(m, rows), rows

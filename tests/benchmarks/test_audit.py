@@ -11,13 +11,14 @@ from epilogue.benchmarks import audit, cli
 from epilogue.benchmarks.offline import SHARED_BYTES, Case, Resources, shipped
 from epilogue.catalogue import ACTIVATIONS
 from epilogue.triton import INTERPRET
+from epilogue.triton.costs import PATH, formulas
 
 pytestmark = [
     pytest.mark.skipif(INTERPRET, reason="Triton compiles nothing while it interprets"),
     pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning"),
 ]
 
-BACKWARD = Case("linear_bwd", None, torch.bfloat16, "relu", False)
+BACKWARD = Case("act_bwd", None, torch.bfloat16, "relu", False)
 FORWARD = next(case for case in shipped("sm_90") if case.kernel == "linear_fwd_tma" and not case.gated)
 CLEAN = Resources(registers=200, stack=0, spills=0, shared=1024, sass="HGMMA.64x256x16 UTMALDG.2D UTMASTG.2D")
 
@@ -58,14 +59,14 @@ def test_every_activation_meets_every_kernel(arch):
 
 def test_a_kernel_costs_what_it_computes():
     def names(*case):
-        return [formula.__name__ for formula in audit.formulas(Case(*case))]
+        return [formula.__name__ for formula in audit.formulas_of(Case(*case))]
 
     assert names("linear_fwd", None, torch.bfloat16, "silu") == ["silu"]
     assert names("linear_fwd", None, torch.bfloat16, "silu", True) == ["silu"]
-    assert names("linear_bwd", None, torch.bfloat16, "silu") == ["silu_grad"]
-    assert names("linear_bwd", None, torch.bfloat16, "silu", True) == ["silu_grad", "silu"]
+    assert names("act_bwd", None, torch.bfloat16, "silu") == ["silu_grad"]
+    assert names("act_bwd", None, torch.bfloat16, "silu", True) == ["silu_grad", "silu"]
     assert names("linear_dact", None, torch.bfloat16, "tanh") == ["tanh_grad", "tanh_"]
-    assert len(names("linear_bwd", None, torch.bfloat16, "maxout", True)) == 2
+    assert len(names("act_bwd", None, torch.bfloat16, "maxout", True)) == 2
     assert len(names("linear_dact", None, torch.bfloat16, "maxout", True)) == 3
 
 
@@ -84,7 +85,7 @@ def test_json(capsys):
     rows = json.loads(printed.out)
     assert [(row["arch"], row["activation"]) for row in rows] == [("sm_90", "relu"), ("sm_90", "silu")]
     for row in rows:
-        assert (row["kernel"], row["config"], row["dtype"]) == ("linear_bwd", "8x128 w4", "bfloat16")
+        assert (row["kernel"], row["config"], row["dtype"]) == ("act_bwd", "8x128 w4", "bfloat16")
         assert all(type(row[name]) is int for name in ("registers", "stack", "spills", "shared", "wgmma", "tma"))
         assert all(isinstance(row[name], float) for name in ("instructions_per_element", "mufu_per_element"))
         assert row["registers"] > 0
@@ -99,11 +100,27 @@ def test_json(capsys):
 def test_tables_and_verdict(capsys, monkeypatch):
     assert cli.main(["audit", "--arch", "sm_90"]) == 0
     printed = capsys.readouterr().out
-    assert "linear_bwd  relu        bfloat16  8x128 w4" in printed
+    assert "act_bwd  relu        bfloat16  8x128 w4" in printed
     assert printed.endswith("clean: 2 kernels for sm_90, no stack, no spills, within shared memory\n")
     monkeypatch.setattr(audit, "compile_case", lambda case, arch: replace(CLEAN, spills=3))
     assert cli.main(["audit", "--arch", "sm_90"]) == 1
-    assert "FAILED: sm_90 linear_bwd-relu-bfloat16-tf32: 3 spills" in capsys.readouterr().out
+    assert "FAILED: sm_90 act_bwd-relu-bfloat16-tf32: 3 spills" in capsys.readouterr().out
+
+
+def test_costs_of_formulas(tmp_path, monkeypatch):
+    """What the dispatcher's model reads is what the compiler makes of the formulas today."""
+    names = ("relu", "gelu", "maxout")
+    measured = audit.costs(names)
+    shipped_costs = json.loads(PATH.read_text())
+    assert len(measured["bfloat16"]) == 7
+    for dtype, of_dtype in measured.items():
+        for name, cost in of_dtype.items():
+            assert shipped_costs[dtype][name] == pytest.approx(cost, abs=2), (dtype, name)
+    expected = {formula.__name__ for act in ACTIVATIONS.values() for formula in formulas(act, True)}
+    assert all(set(of_dtype) == expected for of_dtype in shipped_costs.values())
+    monkeypatch.setattr(audit, "costs", lambda: {"float32": {"relu": (1.0, 0.0)}})
+    assert cli.main(["audit", "--costs", str(tmp_path / "costs.json")]) == 0
+    assert json.loads((tmp_path / "costs.json").read_text()) == {"float32": {"relu": [1.0, 0.0]}}
 
 
 def test_processes_keep_the_order():
@@ -117,7 +134,7 @@ def test_what_does_not_compile_is_named(monkeypatch):
         raise ValueError("ptxas is gone")
 
     monkeypatch.setattr(audit, "compile_case", refuse)
-    with pytest.raises(RuntimeError, match="sm_90 linear_bwd-relu-bfloat16-tf32 does not compile: ptxas is gone"):
+    with pytest.raises(RuntimeError, match="sm_90 act_bwd-relu-bfloat16-tf32 does not compile: ptxas is gone"):
         audit.measure(BACKWARD, "sm_90")
 
 

@@ -1,6 +1,7 @@
 """The kernels run on a GPU, or on the CPU in Triton's interpreter (TRITON_INTERPRET=1); compiling for a GPU needs that switch off."""
 
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -21,6 +22,26 @@ if not INTERPRET and not torch.cuda.is_available():
         "test_fast.py",
         "test_mlp.py",
     ]
+
+
+@pytest.fixture(autouse=True)
+def chosen(request, monkeypatch):
+    """The tests of kernels run the fused ones whatever would be faster here; those of the parameter kernel="unfused" the others."""
+    if find_spec("triton") is None:
+        return
+    from epilogue.triton import dact, linear
+    from epilogue.triton.configs import Config
+    from epilogue.triton.dispatch import candidates
+
+    unfused = hasattr(request.node, "callspec") and request.node.callspec.params.get("kernel") == "unfused"
+
+    def choose(problem, chip):
+        return (
+            "unfused" if unfused else next(c.choice for c in candidates(problem, chip) if isinstance(c.choice, Config))
+        )
+
+    for module in (linear, dact):
+        monkeypatch.setattr(module, "choose", choose)
 
 
 def pytest_collection_modifyitems(items):

@@ -9,7 +9,11 @@ from checks import assert_accurate
 from epilogue.triton import refusal
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-SHAPES = {"pointer": (37, 29, 19), "descriptor": (40, 48, 32)}  # M, N, K: primes; multiples of 16 bytes
+SHAPES = {
+    "pointer": (37, 29, 19),
+    "descriptor": (40, 48, 32),
+    "unfused": (37, 29, 19),
+}  # M, N, K: primes; multiples of 16 bytes
 FORMS = {1: ("linear", "glu packed", "glu"), 2: ("glu packed", "glu")}
 EVERY = [
     pytest.param(form, *case.values, id=f"{form}-{case.id}")
@@ -59,12 +63,13 @@ def test_activation(op, entry, values, dtype, kernel, rng, device):
     compare(op, args, entry, values, dy)
 
 
+@pytest.mark.parametrize("kernel", ["pointer", "unfused"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", ["scalar", "one", "channel"])
 @pytest.mark.parametrize("op", ["linear", "glu packed", "glu"])
 @pytest.mark.parametrize("name", [name for name, entry in epilogue.ACTIVATIONS.items() if entry.learnable])
-def test_learnable(name, op, size, dtype, rng, device):
-    shape = SHAPES["pointer"]
+def test_learnable(name, op, size, dtype, kernel, rng, device):
+    shape = SHAPES[kernel]
     args = tensors(op, rng, shape, dtype, device)
     slope = 0.5 + torch.rand({"scalar": (), "one": (1,), "channel": (shape[1],)}[size], device=device).to(dtype)
     dy = torch.randn(shape[:2], device=device).to(dtype)

@@ -11,7 +11,7 @@ from triton.runtime.jit import JITFunction
 
 import epilogue
 from epilogue.triton import dact, linear, operands, pointwise
-from epilogue.triton.configs import Machine
+from epilogue.triton.chips import CHIPS
 from epilogue.triton.dropout import Dropout, dropout_mask
 from epilogue.triton.operands import Operands
 
@@ -39,7 +39,7 @@ def launched(request, monkeypatch):
 
     monkeypatch.setattr(driver, "_active", AbsentGPU(request.param))
     monkeypatch.setattr(JITFunction, "run", compile_only)
-    chip = Machine(132, 160 * 1024, request.param >= 90)
+    chip = CHIPS["H100" if request.param >= 90 else "A100"]
     for module in (dact, linear, operands, pointwise):
         monkeypatch.setattr(module, "machine", lambda x: chip)
     return names
@@ -57,7 +57,8 @@ def test_launch(launched, shape, name, values, gated, request):
     x, dy, weight, bias = (torch.zeros(s) for s in ((m, k), (m, n), ((1 + gated) * n, k), ((1 + gated) * n,)))
     layer = Operands(x.bfloat16(), weight.bfloat16(), None, bias.bfloat16(), None, act, values, gated)
     _, z = linear.linear_fwd(layer, "input")
-    pointwise.linear_bwd(dy.bfloat16(), z, act, values, gated, (True, True, bool(act.learnable)))
+    kept = "input" if gated else act.saves(values)
+    pointwise.act_bwd(dy.bfloat16(), z, kept, act, values, gated, None, (True, False, True, bool(act.learnable)))
     dropped = layer._replace(dropout=Dropout(0.25, torch.zeros(1, dtype=torch.int64)))
     keep = "input" if gated or not act.sign_suffices(values) else "sign"
     _, kept = linear.linear_fwd(dropped, keep)
@@ -67,4 +68,17 @@ def test_launch(launched, shape, name, values, gated, request):
     dropout_mask(dropped.dropout, m, n)
     tma = "_tma" if "sm_90" in request.node.name and "aligned" in request.node.name else ""
     forward, backward = f"linear_fwd{tma}_kernel", f"linear_dact{tma}_kernel"
-    assert launched == [forward, "linear_bwd_kernel", forward, backward, "dropout_mask_kernel"]
+    assert launched == [forward, "act_bwd_kernel", forward, backward, "dropout_mask_kernel"]
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_launch_unfused(launched, gated):
+    (m, n, k), act = (37, 29, 19), epilogue.ACTIVATIONS["silu" if gated else "relu"]
+    x, weight = torch.zeros(m, k).bfloat16(), torch.zeros((1 + gated) * n, k).bfloat16()
+    keep, dropout = "input" if gated else "sign", Dropout(0.25, torch.zeros(1, dtype=torch.int64))
+    layer = Operands(x, weight, None, None, None, act, (), gated, dropout)
+    _, kept = linear.linear_fwd(layer, keep, "unfused")
+    dact.linear_dact(
+        x, torch.zeros(k, n).bfloat16(), kept, keep, act, (), gated, dropout, (gated, True, False), "unfused"
+    )
+    assert launched == ["act_fwd_kernel", "act_bwd_kernel"]

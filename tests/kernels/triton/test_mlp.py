@@ -18,6 +18,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SHAPES = {
     "pointer": (37, (19, 29, 13)),
     "descriptor": (40, (32, 48, 24)),
+    "unfused": (37, (19, 29, 13)),
 }  # M and (K, H, N): primes; multiples of 16 bytes
 FORMS = {1: ("mlp", "gated_mlp", "gated_mlp packed"), 2: ("gated_mlp", "gated_mlp packed")}
 EVERY = [
@@ -78,14 +79,15 @@ def test_every_activation_trains(op, entry, values, dtype, kernel, rng, device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kernel", ["pointer", "unfused"])
 @pytest.mark.parametrize("size", ["scalar", "channel"])
 @pytest.mark.parametrize("op", ["mlp", "gated_mlp"])
 @pytest.mark.parametrize("name", [name for name, entry in epilogue.ACTIVATIONS.items() if entry.learnable])
-def test_learnable(name, op, size, dtype, rng, device):
-    args = tensors(op, rng, "pointer", dtype, device)
-    hidden = SHAPES["pointer"][1][1]
+def test_learnable(name, op, size, dtype, kernel, rng, device):
+    args = tensors(op, rng, kernel, dtype, device)
+    hidden = SHAPES[kernel][1][1]
     slope = 0.5 + torch.rand({"scalar": (), "channel": (hidden,)}[size], device=device).to(dtype)
-    compare(op, args, epilogue.ACTIVATIONS[name], (slope,), output_gradient("pointer", dtype, device))
+    compare(op, args, epilogue.ACTIVATIONS[name], (slope,), output_gradient(kernel, dtype, device))
 
 
 @pytest.mark.parametrize("kernel", SHAPES)

@@ -1,0 +1,233 @@
+"""`epilogue tune`: measure the ways to compute a product with its epilogue on this GPU, and let the calls to come take the fastest.
+
+What is found goes into a file in the user's cache (epilogue.triton.tuned) after every product. Rows are rounded up to a power of two, for
+which the choice then stands. Products are measured in the order in which the model is least sure of them, fused or not.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from epilogue import eager
+from epilogue.benchmarks.timing import Timing, measure
+from epilogue.catalogue import ACTIVATIONS
+from epilogue.explanation import GATED, describe, problems
+from epilogue.lookup import resolve_call
+from epilogue.triton import tuned
+from epilogue.triton.chips import CHIPS, Machine, gpu
+from epilogue.triton.configs import Choice, Config, Problem
+from epilogue.triton.dact import linear_dact
+from epilogue.triton.dispatch import candidates, choose
+from epilogue.triton.dropout import Dropout, dropout_mask
+from epilogue.triton.linear import linear_fwd
+from epilogue.triton.operands import Operands
+from epilogue.triton.unfused import library_serves
+
+TOKENS = (1, 16, 256, 1024, 4096, 8192, 16384)
+"""Rows of x that --model-dims measures."""
+GROUPS = (1, 4, 16)
+"""GROUP_M of the fastest tiles, tried beside the shipped 8."""
+CHECKED = 64
+"""Rows that are held against float64 before anything is timed."""
+
+Shape = tuple[str, int, int, int]
+
+
+def to_measure(shapes: Iterable[Shape], activation: Any, dtype: torch.dtype, chip: Machine) -> list[Problem]:
+    """The products of these calls, in inference and training, each once; those first whose prediction is closest between fused and not."""
+    found: dict[Problem, None] = {}
+    for op, m, k, n in shapes:
+        gated = op in GATED
+        act, values = resolve_call("tune", activation or ("silu" if gated else "gelu"), {}, gated)
+        for training in (False, True):
+            for problem in problems(op, m, k, n, act, values, dtype, training, False, chip).values():
+                found[tuned.key_of(problem)] = None
+    return sorted(found, key=lambda problem: doubt(problem, chip))
+
+
+def doubt(problem: Problem, chip: Machine) -> float:
+    """How far apart the model holds the fused and the unfused way, as the logarithm of their ratio; 0: it cannot tell."""
+    best: dict[bool, float] = {}
+    for choice, microseconds, measured in candidates(problem, chip):
+        if not measured:
+            best.setdefault(isinstance(choice, Config), microseconds)
+    return abs(math.log(best[True] / best[False])) if len(best) == 2 else 0.0
+
+
+def run(problems: Sequence[Problem], chip: Machine, path: Path, device: str, seconds: float) -> list[str]:
+    """Measure until the time is up and save after each problem; a line of text for each that was measured, and for each that was not."""
+    known = previous(path, chip)
+    end = time.monotonic() + seconds
+    lines = []
+    for problem in tqdm(problems, desc="tuning", unit="product", disable=None):
+        if time.monotonic() > end:
+            lines.append(f"{title(problem)}: not measured, the time was up")
+            continue
+        timings = fastest(problem, chip, device)
+        choice, best = min(timings.items(), key=lambda item: item[1].median)
+        known[problem] = choice, best.median
+        tuned.save(known, chip, path)
+        predicted = candidates(problem, chip)[0].choice
+        others = ", ".join(f"{describe(c)} {t.median:.1f}" for c, t in timings.items() if c != choice)
+        verdict = "as predicted" if predicted == choice else f"predicted was {describe(predicted)}"
+        lines.append(f"{title(problem)}: {describe(choice)} {best.median:.1f} us ({verdict}); {others}")
+    tuned.load.cache_clear()
+    choose.cache_clear()
+    return lines
+
+
+def previous(path: Path, chip: Machine) -> tuned.Table:
+    """What the file holds already, if it was measured on this machine."""
+    try:
+        return tuned.read(path, tuned.head(chip))
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def fastest(problem: Problem, chip: Machine, device: str) -> dict[Choice, Timing]:
+    """The time of every choice; of the fastest tiles also in other orders."""
+    runner, check = runners(problem, device)
+    choices: list[Choice] = [candidate.choice for candidate in candidates(problem, chip)]
+    timings = _measured(runner, check, dict.fromkeys([*choices, "unfused", "library"]), device)
+    fused = [choice for choice in timings if isinstance(choice, Config)]
+    if fused:
+        best = min(fused, key=lambda choice: timings[choice].median)
+        timings |= _measured(runner, check, [replace(best, GROUP_M=group) for group in GROUPS], device)
+    return timings
+
+
+def _measured(runner: Callable, check: Callable, choices: Iterable[Choice], device: str) -> dict[Choice, Timing]:
+    """Those that run and are right, timed in turns."""
+    calls = {}
+    for choice in choices:
+        call = runner(choice)
+        if call is not None:
+            check(choice, call())
+            calls[choice] = call
+    return measure(calls, device) if calls else {}  # type: ignore[return-value, arg-type]
+
+
+def runners(problem: Problem, device: str) -> tuple[Callable, Callable]:
+    """(choice -> a call of no arguments that runs the problem that way, or None where it cannot; choice, results -> a check of them)."""
+    return (_backward if problem.backward else _forward)(problem, device)
+
+
+def _forward(problem: Problem, device: str) -> tuple[Callable, Callable]:
+    m, n, k, gated = problem.m, problem.n, problem.k, problem.gated
+    act, values = _activation(problem)
+    x, weight = _draw(m, k, problem, device), _draw((1 + gated) * n, k, problem, device, k**-0.5)
+    bias = None if gated else _draw(1, n, problem, device)[0]
+    operands = Operands(x, weight, None, bias, None, act, values, gated)
+    keep = "input" if problem.keeps else "nothing"
+
+    def runner(choice: Choice):
+        if choice == "library":
+            if not library_serves(operands, keep):
+                return None
+            lost = operands._replace(x=torch.full_like(x[:1], torch.nan))  # torch's own activations keep NaN
+            if not linear_fwd(lost, keep, "library")[0].isnan().all():
+                return None
+        return lambda: linear_fwd(operands, keep, choice)
+
+    rows = _some_rows(m, device)
+
+    def unfused(x: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor]:
+        z = F.linear(x, weight, bias)
+        y = eager.apply(act.gated, values, *z.chunk(2, -1)) if gated else eager.apply(act, values, z)
+        return [y, z][: 1 + problem.keeps]
+
+    own = unfused(x[rows], weight, bias)
+    exact = unfused(x[rows].double(), weight.double(), None if bias is None else bias.double())
+    return runner, lambda choice, results: _check(
+        problem, choice, [r[rows] for r in results if r is not None], own, exact
+    )
+
+
+def _backward(problem: Problem, device: str) -> tuple[Callable, Callable]:
+    m, n, k, gated = problem.m, problem.n, problem.k, problem.gated
+    act, values = _activation(problem)
+    dy, weight = _draw(m, k, problem, device), _draw(k, n, problem, device, k**-0.5)
+    z = _draw(m, (1 + gated) * n, problem, device)
+    kept = "input" if problem.keeps else "output"
+    saved = z if problem.keeps else eager.apply(act, values, z)
+    dropout = Dropout(0.1, torch.tensor([1], device=device)) if problem.family.dropout else None
+    needs = (problem.keeps, not gated, False)
+
+    def runner(choice: Choice):
+        if choice == "library":
+            return None
+        return lambda: linear_dact(dy, weight, saved, kept, act, values, gated, dropout, needs, choice)
+
+    rows = _some_rows(m, device)
+    mask = 1.0 if dropout is None else dropout_mask(dropout, m, n)[rows]
+
+    def unfused(dy: Tensor, weight: Tensor, z: Tensor) -> list[Tensor]:
+        z = z.detach().requires_grad_()
+        h = eager.apply(act.gated, values, *z.chunk(2, -1)) if gated else eager.apply(act, values, z)
+        h = (h * mask).to(z.dtype)
+        (dz,) = torch.autograd.grad(h, z, dy @ weight)
+        return [dz, h.detach()][: 1 + problem.keeps]
+
+    own, exact = unfused(dy[rows], weight, z[rows]), unfused(dy[rows].double(), weight.double(), z[rows].double())
+    return runner, lambda choice, results: _check(
+        problem, choice, [r[rows] for r in results[: 1 + problem.keeps]], own, exact
+    )
+
+
+def _activation(problem: Problem) -> tuple:
+    act = ACTIVATIONS[problem.activation]
+    return act, tuple(act.params.values())
+
+
+def _draw(rows: int, columns: int, problem: Problem, device: str, scale: float = 1.0) -> Tensor:
+    return (torch.randn(rows, columns, device=device) * scale).to(problem.dtype)
+
+
+def _some_rows(m: int, device: str) -> Tensor:
+    return torch.linspace(0, m - 1, min(m, CHECKED), device=device).long()
+
+
+def _check(problem: Problem, choice: Choice, results: list[Tensor], own: list[Tensor], exact: list[Tensor]) -> None:
+    """The project's rule of accuracy: at most twice torch's own error and one rounding, on some rows."""
+    for actual, torchs, truth in zip(results, own, exact, strict=True):
+        error, allowed = ((t.double() - truth).abs().max() for t in (actual, torchs))
+        if not error <= 2 * allowed + torch.finfo(problem.dtype).eps * truth.abs().max():
+            raise SystemExit(
+                f"epilogue tune: {title(problem)}: {describe(choice)} is wrong, error {error:.1e}; please report it"
+            )
+
+
+def title(problem: Problem) -> str:
+    name = "backward of an MLP" if problem.backward else "gated forward" if problem.gated else "forward"
+    kept = ", " + ("emits h" if problem.backward else "keeps z") if problem.keeps else ""
+    dtype = str(problem.dtype).removeprefix("torch.")
+    return f"{name}, {problem.m} x {problem.k} -> {problem.n}, {problem.activation}, {dtype}{kept}"
+
+
+def main(shapes: Sequence[Shape], activation: Any, dtype: str, minutes: float, path: Path | None) -> int:
+    """Measure on this GPU and save; without one, print what would be measured."""
+    here = torch.cuda.is_available()
+    chip = gpu(torch.cuda.current_device()) if here else CHIPS["H200"]
+    found = to_measure(shapes, activation, getattr(torch, dtype), chip)
+    path = path or tuned.user_path(chip)
+    assert path is not None  # the command asks for platformdirs
+    if not here:
+        print(f"no GPU here; on one, {len(found)} products would be measured, in this order if it is an {chip.name}:")
+        print("\n".join(f"  {title(problem)}: predicted {_predicted(problem, chip)}" for problem in found))
+        return 0
+    print("\n".join(run(found, chip, path, "cuda", 60 * minutes)))
+    print(f"written: {path}")
+    return 0
+
+
+def _predicted(problem: Problem, chip: Machine) -> str:
+    first, second, *_ = candidates(problem, chip)
+    return f"{describe(first.choice)}, {first.microseconds:.0f} us; then {describe(second.choice)}, {second.microseconds:.0f}"

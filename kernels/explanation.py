@@ -1,0 +1,127 @@
+"""`epilogue.explain`: which kernels a call would run on a GPU, and why."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .catalogue import Activation
+from .lookup import resolve_call
+
+if TYPE_CHECKING:
+    import torch
+
+    from .triton.chips import Machine
+    from .triton.configs import Choice, Problem
+    from .triton.dispatch import Candidate
+
+OPS = ("linear", "glu", "mlp", "gated_mlp")
+GATED = ("glu", "gated_mlp")
+
+
+class Step(NamedTuple):
+    """One product of a call: the ways to compute it with its epilogue, the one that is taken first."""
+
+    name: str
+    problem: "Problem"
+    candidates: "list[Candidate]"
+
+
+class Explanation(NamedTuple):
+    """What `explain` found; as text, a line per way to compute each product."""
+
+    call: str
+    gpu: str
+    steps: list[Step]
+
+    def __str__(self) -> str:
+        lines = [f"{self.call} on {self.gpu}"]
+        for step in self.steps:
+            best = step.candidates[0].microseconds
+            for i, (choice, microseconds, measured) in enumerate(step.candidates):
+                how = "measured by `epilogue tune`" if measured else "predicted"
+                verdict = "taken" if i == 0 else f"{microseconds / best:.2f} times that"
+                lines.append(f"  {step.name}: {describe(choice)}, {microseconds:.1f} us {how}, {verdict}")
+        return "\n".join(lines)
+
+
+def explain(
+    op: str, m: int, k: int, n: int, *, activation: Any = None, dtype: Any = "bfloat16", training: bool = False,
+    dropout: bool = False, gpu: str | None = None, **params: Any,
+) -> Explanation:  # fmt: skip
+    """Which kernels `epilogue.linear`, `glu`, `mlp` or `gated_mlp` (op) run on a GPU for x [m, k], and how long each way would take.
+
+    n: output features; of an MLP the hidden ones, its output has k. activation and its parameters: as the operation takes them.
+    dtype: float16, bfloat16 or float32, a name or a torch.dtype; float32 products follow torch's TF32 setting. training: z is kept and,
+    of an MLP, backward's product shown too; dropout: an MLP drops hidden units. gpu: "A100", "H100", "H200" or "B200" by their data
+    sheets; by default the one that is here. Operands are taken to be aligned to 16 bytes where their sizes allow it.
+
+    The products that are cuBLAS's in any case (dx, dW, down) are not shown. Times are microseconds, measured where `epilogue tune` was at
+    work on this machine, else predicted by a model of the chip. ValueError for what is not served.
+
+    >>> print(explain("linear", 8192, 4096, 14336, activation="gelu", gpu="H200"))
+    """
+    import torch
+
+    from .triton import DTYPES, dispatch
+
+    if op not in OPS:
+        raise ValueError(f"explain: op must be one of {', '.join(OPS)}; got {op!r}")
+    if not all(isinstance(size, int) and size > 0 for size in (m, k, n)):
+        raise ValueError(f"explain: m, k and n must be whole numbers of at least 1; got {m!r}, {k!r}, {n!r}")
+    gated = op in GATED
+    act, values = resolve_call(op, activation or ("silu" if gated else "gelu"), params, gated)
+    dtype = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
+    if dtype not in DTYPES:
+        served = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise ValueError(f"explain: dtype must be one of {served}; got {dtype!r}, which runs plain torch operations")
+    dropout = dropout and training and op.endswith("mlp")
+    chip = _chip(gpu)
+    found = problems(op, m, k, n, act, values, dtype, training, dropout, chip)
+    steps = [Step(step, problem, dispatch.candidates(problem, chip)) for step, problem in found.items()]
+    sizes = f"{m} x {k} -> {n}" + f" -> {k}" * op.endswith("mlp")
+    how = ("training" if training else "inference") + ", dropout" * dropout
+    return Explanation(f"{op}, {sizes}, {act.name}, {str(dtype).removeprefix('torch.')}, {how}", chip.name, steps)
+
+
+def problems(
+    op: str, m: int, k: int, n: int, act: Activation, values: tuple, dtype: "torch.dtype", training: bool, dropout: bool,
+    chip: "Machine",
+) -> "dict[str, Problem]":  # fmt: skip
+    """The products of a call that the dispatcher decides on: forward, and an MLP's backward. Sizes as in `explain`."""
+    from .triton.chips import precision
+    from .triton.configs import DACT, DROPPED, GLU, LINEAR, Problem
+
+    gated, exact = op in GATED, precision(dtype)
+    keeps_z = training and (gated or act.saves(values) == "input")
+    tma = chip.descriptors and exact != "ieee" and k * dtype.itemsize % 16 == 0 and n * dtype.itemsize % 16 == 0
+    name = (act.gate or act).name
+    layer = Problem(GLU if gated else LINEAR, m, n, k, dtype, exact, tma, name, gated, keeps_z)
+    if not (training and op.endswith("mlp")):
+        return {"forward": layer}
+    # Whether h is emitted or was kept, by the same rule as z.
+    return {"forward": layer, "backward": layer._replace(family=DROPPED if dropout else DACT)}
+
+
+def describe(choice: "Choice") -> str:
+    """The choice in words."""
+    if choice == "unfused":
+        return "cuBLAS and a pointwise kernel"
+    if choice == "library":
+        return "cuBLASLt's own epilogue"
+    tile = f"{choice.BLOCK_M}x{choice.BLOCK_N}x{choice.BLOCK_K}"
+    return f"fused, tiles {tile}" + (" by descriptors" if choice.tma else "")
+
+
+def _chip(gpu: str | None) -> "Machine":
+    import torch
+
+    from .triton import chips
+
+    if gpu is not None:
+        if gpu not in chips.CHIPS:
+            raise ValueError(f"explain: gpu must be one of {', '.join(chips.CHIPS)}, or None for this one; got {gpu!r}")
+        return chips.CHIPS[gpu]
+    if not torch.cuda.is_available():
+        raise ValueError('explain: there is no GPU here; name one, such as gpu="H100"')
+    found = chips.gpu(torch.cuda.current_device())
+    if found.capability < 80:
+        raise ValueError(f"explain: {found.name} is older than compute capability 8.0 and runs plain torch operations")
+    return found

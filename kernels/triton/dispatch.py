@@ -1,0 +1,129 @@
+"""Which of the ways to compute a product with its epilogue a call takes: measured where `epilogue tune` was here, else predicted.
+
+A choice depends on the problem, the chip and the tuned table alone, so that the same call takes the same way every time.
+"""
+
+import functools
+from typing import NamedTuple
+
+from ..catalogue import ACTIVATIONS
+from . import tuned
+from .chips import Machine
+from .configs import TABLE, Choice, Config, Problem, shared_bytes
+from .costs import formula_cost
+
+
+class Candidate(NamedTuple):
+    """A choice and the microseconds that it takes, by measurement or by the model."""
+
+    choice: Choice
+    microseconds: float
+    measured: bool
+
+
+@functools.lru_cache(maxsize=4096)
+def choose(problem: Problem, chip: Machine) -> Choice:
+    """The choice of least time. The interpreter has no speed to speak of; it runs the kernels, which is what it is for."""
+    return candidates(problem, chip)[0].choice
+
+
+def candidates(problem: Problem, chip: Machine) -> list[Candidate]:
+    """Every choice that can be predicted, the best first, and before them what was measured of this problem."""
+    itemsize = problem.dtype.itemsize
+    configs = TABLE[problem.family, problem.tma, itemsize]
+    fitting = [c for c in configs if shared_bytes(c, problem.family, itemsize) <= chip.shared_bytes] or [configs[-1]]
+    fitting.sort(
+        key=lambda config: config.BLOCK_M * config.BLOCK_N
+    )  # where memory decides, small tiles: more loads are under way
+    predicted = [Candidate(config, fused_time(problem, config, chip), False) for config in fitting]
+    if not chip.interpreted:
+        predicted.append(Candidate("unfused", unfused_time(problem, chip), False))
+    predicted.sort(key=lambda candidate: candidate.microseconds)
+    found = None if chip.interpreted else tuned.lookup(problem, chip)
+    return predicted if found is None else [Candidate(*found, True), *(c for c in predicted if c.choice != found[0])]
+
+
+# --- the model
+#
+# A roofline with waves: a multiprocessor works through ceil(tiles / processors) tiles, and no kernel is faster than its bytes. A tile
+# takes, per step of K, the longer of its arithmetic and its loads from L2 and a quarter of the shorter (they overlap, not wholly), and then
+# its epilogue: the formulas' instructions as `epilogue audit` counted them, and what it reads and writes. What cuBLAS does is taken to be
+# the same with the best of its tiles, an epilogue hidden under the next tile's product, and K split where tiles are few.
+
+MULTIPLY_ADDS = {80: 1024, 90: 2048, 100: 4096, 103: 4096}
+"""Per multiprocessor and cycle, dense 16-bit operands; TF32 half of it. Other chips: 512."""
+IEEE_MULTIPLY_ADDS = {80: 64}
+"""The same in IEEE float32, without matrix units. Other chips: 128."""
+MATRIX_SHARE, STREAM_SHARE = 0.855, 0.90
+"""Of those rates and of the memory's bandwidth, what a kernel reaches. With them an 8192³ product of 128 x 256 tiles comes, its last wave
+aside, to 780 TFLOP/s, and a copy to 4.3 TB/s: measured on one H200."""
+L2_WIDTH = 60
+"""Bytes that a multiprocessor loads from L2 in a cycle, an estimate: the data sheet's 64 are not reached."""
+PIPELINE = {True: 0.99, False: 0.94}
+"""Of cuBLAS's rate, what Triton's loop over K reaches with descriptors and with pointers, its epilogue aside: published for sm_90 at
+8192 x 8192 x 4096 (Triton's tutorial 09: 97.5 % with the epilogue, 94 %), and taken to hold elsewhere."""
+IEEE_PIPELINE = 0.6
+"""The same without matrix units, an estimate: the kernels' tiles are chosen to not spill, cuBLAS's are written by hand."""
+ISSUED, SPECIAL = 128, 16
+"""Instructions and special functions that a multiprocessor completes in a cycle, over all lanes (CUDA programming guide)."""
+MOVED = 6
+"""Instructions per element and matrix that an epilogue reads or writes: conversion, addresses, shared memory. An estimate."""
+LAUNCH = 2.0
+"""Microseconds from the start of a kernel to the start of the next that waits for it, beyond its work. An estimate."""
+CUBLAS_TILES = ((256, 128), (128, 256), (128, 128), (64, 128), (64, 64))
+
+
+def fused_time(problem: Problem, config: Config, chip: Machine) -> float:
+    """Microseconds of the fused kernel with these tiles."""
+    m, n, k, itemsize = problem.m, problem.n, problem.k, problem.dtype.itemsize
+    tiles = -(-m // config.BLOCK_M) * -(-n // config.BLOCK_N)
+    columns = config.BLOCK_N * problem.family.products
+    pipeline = IEEE_PIPELINE if problem.precision == "ieee" else PIPELINE[config.tma]
+    elements = config.BLOCK_M * config.BLOCK_N
+    moved = problem.reads + problem.writes
+    epilogue = elements * max(_issue(problem, moved), moved * itemsize / L2_WIDTH)
+    tile = _product_cycles(problem, config.BLOCK_M, columns, chip) / pipeline + epilogue
+    cycles = -(-tiles // chip.processors) * tile
+    operands = (m + n * problem.family.products) * k * itemsize
+    return LAUNCH + _longer(cycles, operands + moved * m * n * itemsize, chip)
+
+
+def unfused_time(problem: Problem, chip: Machine) -> float:
+    """Microseconds of cuBLAS and one pointwise kernel, which reads what cuBLAS wrote from L2 where it fits into half of it."""
+    m, n, k, itemsize = problem.m, problem.n, problem.k, problem.dtype.itemsize
+    between = problem.family.products  # matrices [m, n] that cuBLAS leaves
+    operands, left = (m + n * between) * k * itemsize, between * m * n * itemsize
+    cycles = min(_cublas_cycles(problem, *tile, chip) for tile in CUBLAS_TILES)
+    kept = between if problem.keeps and not problem.backward else 0  # z, which cuBLAS has written
+    rest = problem.reads + problem.writes - kept
+    passed = rest * m * n * itemsize + (left if left > chip.l2_bytes / 2 else 0)
+    issue = m * n * _issue(problem, between + rest) / chip.processors
+    return 2 * LAUNCH + _longer(cycles, operands + left, chip) + _longer(issue, passed, chip)
+
+
+def _product_cycles(problem: Problem, rows: int, columns: int, chip: Machine) -> float:
+    """Of a tile's loop over K at cuBLAS's rate."""
+    if problem.precision == "ieee":
+        rate: float = IEEE_MULTIPLY_ADDS.get(chip.capability, 128)
+    else:
+        rate = MULTIPLY_ADDS.get(chip.capability, 512) * 2 // problem.dtype.itemsize * MATRIX_SHARE
+    loads = (rows + columns) * problem.dtype.itemsize / L2_WIDTH
+    shorter, longer = sorted((rows * columns / rate, loads))
+    return problem.k * (longer + shorter / 4)
+
+
+def _cublas_cycles(problem: Problem, rows: int, columns: int, chip: Machine) -> float:
+    tiles = -(-problem.m // rows) * -(-(problem.n * problem.family.products) // columns)
+    waves = -(-tiles // chip.processors) if tiles > chip.processors else tiles / chip.processors
+    return waves * _product_cycles(problem, rows, columns, chip)
+
+
+def _issue(problem: Problem, moved: int) -> float:
+    """Cycles of a multiprocessor per element of the epilogue."""
+    instructions, special = formula_cost(ACTIVATIONS[problem.activation], problem.backward, problem.dtype)
+    return max((instructions + MOVED * moved) / ISSUED, special / SPECIAL)
+
+
+def _longer(cycles: float, bytes_: float, chip: Machine) -> float:
+    """Microseconds of that many cycles on every multiprocessor, or of that many bytes of memory, whichever are more."""
+    return max(cycles / chip.clock, bytes_ / (chip.bandwidth * STREAM_SHARE)) / 1e3

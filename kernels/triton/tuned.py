@@ -1,0 +1,133 @@
+"""What `epilogue tune` measured: a file per GPU in the user's cache, and where there is one, the file that is shipped for that GPU.
+
+A file: {"gpu", "driver", "torch", "triton", "entries": [{"problem": …, "choice": …, "us": …}, …]}. The user's counts only on what it was
+measured on; the shipped one, where the user has none, for every machine with that GPU.
+"""
+
+import functools
+import json
+import os
+import re
+import tempfile
+import warnings
+from dataclasses import asdict
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .chips import Machine
+from .configs import DACT, DROPPED, GLU, LINEAR, Choice, Config, Problem
+
+SHIPPED = Path(__file__).with_name("tuned")
+_FAMILIES = {"linear": LINEAR, "glu": GLU, "dact": DACT, "dact dropout": DROPPED}
+STANDS_FOR_ALL = {False: "gelu", True: "silu"}
+"""The activation whose tiles serve those that were not measured, of a plain and of a gated layer."""
+
+Table = dict[Problem, tuple[Choice, float]]
+
+
+def lookup(problem: Problem, chip: Machine) -> tuple[Choice, float] | None:
+    """(choice, microseconds) of what was measured nearest to the problem: the same n and k, m rounded up to a power of two."""
+    table = load(chip)
+    key = key_of(problem)
+    if key in table:
+        return table[key]
+    found = table.get(key._replace(activation=STANDS_FOR_ALL[problem.gated]))
+    return None if found is None or found[0] == "library" else found
+
+
+def key_of(problem: Problem) -> Problem:
+    return problem._replace(m=1 << max(problem.m - 1, 0).bit_length())
+
+
+@functools.cache
+def load(chip: Machine) -> Table:
+    """All that is known of this chip. A file that cannot be read, or was measured on another machine, is left out with a warning."""
+    known: Table = {}
+    shipped, users = SHIPPED / file_name(chip), user_path(chip)
+    for path in (shipped, users):
+        if path is None or not path.is_file():
+            continue
+        try:
+            known |= read(path, {"gpu": chip.name} if path is shipped else head(chip))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            warnings.warn(
+                f"epilogue ignores {path}: {error}. `epilogue tune` writes it anew", RuntimeWarning, stacklevel=2
+            )
+    return known
+
+
+def read(path: Path, expected: dict[str, str]) -> Table:
+    """The file's entries; ValueError where its head is not the expected one."""
+    contents = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in expected.items():
+        if contents[name] != value:
+            raise ValueError(f"it was measured with {name} {contents[name]}, here is {value}")
+    return {_problem(entry["problem"]): (_choice(entry["choice"]), float(entry["us"])) for entry in contents["entries"]}
+
+
+def save(found: Table, chip: Machine, path: Path) -> None:
+    """Write the file in one move, so that nobody reads half of it."""
+    entries = [
+        {"problem": _problem_fields(problem), "choice": _choice_fields(choice), "us": us}
+        for problem, (choice, us) in found.items()
+    ]
+    text = json.dumps({**head(chip), "entries": entries}, indent=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
+        file.write(text + "\n")
+    try:
+        os.replace(file.name, path)
+    except OSError:
+        os.remove(file.name)
+        raise
+
+
+def head(chip: Machine) -> dict[str, str]:
+    """What a measurement holds for."""
+    return {"gpu": chip.name, "driver": _driver(), "torch": torch.__version__, "triton": version("triton")}
+
+
+def file_name(chip: Machine) -> str:
+    return re.sub(r"\W+", "_", chip.name).strip("_") + ".json"
+
+
+def user_path(chip: Machine) -> Path | None:
+    """Where the user's measurements are; without platformdirs, which `tune` needs, there are none."""
+    if find_spec("platformdirs") is None:
+        return None
+    import platformdirs
+
+    return platformdirs.user_cache_path("epilogue", appauthor=False) / "tuned" / file_name(chip)
+
+
+@functools.cache
+def _driver() -> str:
+    """The version of CUDA that the driver speaks, which a process can ask without a tool."""
+    if not torch.cuda.is_available():
+        return "none"
+    return str(torch._C._cuda_getDriverVersion())  # type: ignore[attr-defined]  # missing in torch's stub
+
+
+def _problem_fields(problem: Problem) -> dict[str, Any]:
+    family = next(name for name, family in _FAMILIES.items() if family == problem.family)
+    return {**problem._asdict(), "family": family, "dtype": str(problem.dtype).removeprefix("torch.")}
+
+
+def _problem(fields: dict[str, Any]) -> Problem:
+    return Problem(**{**fields, "family": _FAMILIES[fields["family"]], "dtype": getattr(torch, fields["dtype"])})
+
+
+def _choice_fields(choice: Choice) -> Any:
+    return asdict(choice) if isinstance(choice, Config) else choice
+
+
+def _choice(fields: Any) -> Choice:
+    if isinstance(fields, dict):
+        return Config(**fields)
+    if fields not in ("unfused", "library"):
+        raise ValueError(f"unknown choice {fields!r}")
+    return fields

@@ -1,0 +1,258 @@
+"""Which way a product takes: the model of time, and what was measured, which comes first."""
+
+import json
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+import epilogue
+from epilogue.triton import dispatch, tuned
+from epilogue.triton.chips import CHIPS, INTERPRETER, precision
+from epilogue.triton.configs import DACT, DROPPED, GLU, LINEAR, TABLE, Config, Problem, shared_bytes
+from epilogue.triton.costs import UNKNOWN, formula_cost
+from epilogue.triton.dispatch import candidates, choose, fused_time, unfused_time
+from epilogue.triton.operands import Operands
+from epilogue.triton.unfused import library_fwd, library_serves
+
+H200 = CHIPS["H200"]
+GELU = Problem(LINEAR, 8192, 14336, 4096, torch.bfloat16, "tf32", True, "gelu", gated=False, keeps=True)
+SWIGLU_BACKWARD = GELU._replace(family=DACT, activation="silu", gated=True)
+IEEE = GELU._replace(dtype=torch.float32, precision="ieee", tma=False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_measured(monkeypatch, tmp_path):
+    """The user's cache is a folder of the test's; returns the path of the H200's file in it."""
+    monkeypatch.setattr(tuned, "user_path", lambda chip: tmp_path / "tuned" / tuned.file_name(chip))
+    monkeypatch.setattr(tuned, "SHIPPED", tmp_path / "shipped")
+    caches = tuned.load, choose
+    for cache in caches:
+        cache.cache_clear()
+    yield tmp_path / "tuned" / tuned.file_name(H200)
+    for cache in caches:
+        cache.cache_clear()
+
+
+def test_configs_fit_the_chip():
+    small = CHIPS["H100"]._replace(processors=46, shared_bytes=99 * 1024)
+    for family, tma, itemsize in TABLE:
+        dtype = torch.float32 if itemsize == 4 else torch.float16
+        for m in (1, 64, 1000, 100_000):
+            problem = Problem(family, m, 4096, 4096, dtype, "tf32", tma, "silu", family is not LINEAR, True)
+            for choice, *_ in candidates(problem, small):
+                assert choice == "unfused" or shared_bytes(choice, family, itemsize) <= small.shared_bytes
+
+
+def test_tiles_grow_with_the_product():
+    for family in (LINEAR, DACT):
+        problem = GELU._replace(family=family)
+        large, few = (
+            next(c.choice for c in candidates(sized, H200) if isinstance(c.choice, Config))
+            for sized in (problem._replace(m=16384, n=8192), problem._replace(m=64, n=512))
+        )
+        assert (large.BLOCK_M, large.BLOCK_N, few.BLOCK_M) == (128, 256, 64)
+
+
+def test_what_cublas_does_better():
+    """Without matrix instructions the kernels are far from cuBLAS; where a derivative's traffic is large, fusing wins by far."""
+    assert choose(IEEE, H200) == "unfused"
+    narrow = SWIGLU_BACKWARD._replace(m=4096, n=3072, k=768)
+    assert isinstance(choose(narrow, H200), Config)
+    assert fused_time(narrow, choose(narrow, H200), H200) < 0.85 * unfused_time(narrow, H200)
+
+
+def test_the_model_meets_what_was_measured():
+    """An 8192³ product at 780 TFLOP/s and a copy at 4.3 TB/s on one H200."""
+    cube = GELU._replace(m=8192, n=8192, k=8192)
+    waves = -(-(64 * 32) // 132) / (64 * 32 / 132)
+    microseconds = dispatch._cublas_cycles(cube, 128, 256, H200) / H200.clock / 1e3 / waves
+    assert 2 * 8192**3 / microseconds / 1e6 == pytest.approx(780, rel=0.01)
+    assert dispatch._longer(0.0, 4.3e9, H200) == pytest.approx(1000, rel=0.01)
+
+
+def test_the_model_by_hand():
+    """One tile on one processor, all numbers written out."""
+    config = Config(64, 64, 64, 4, 4, True)
+    chip = H200._replace(processors=1, clock=2.0, bandwidth=1e9)
+    problem = GELU._replace(m=64, n=64, k=1000, activation="identity")
+    arithmetic, loads = 64 * 64 / (2048 * 0.855), (64 + 64) * 2 / 60
+    loop = 1000 * (max(arithmetic, loads) + min(arithmetic, loads) / 4) / 0.99
+    epilogue_cycles = 64 * 64 * max(6 * 2 / 128, 2 * 2 / 60)  # y and z: 6 instructions, 2 bytes each
+    assert fused_time(problem, config, chip) == pytest.approx(2.0 + (loop + epilogue_cycles) / 2.0 / 1e3)
+    assert fused_time(problem._replace(m=65), config, chip) == pytest.approx(
+        2.0 + 2 * (loop + epilogue_cycles) / 2.0 / 1e3
+    )
+
+
+def test_memory_is_a_floor():
+    """One row: the weight must come through memory once."""
+    row = GELU._replace(m=1, keeps=False)
+    floor = 14336 * 4096 * 2 / 4800 / 1e3
+    assert all(floor < candidate.microseconds < 2 * floor for candidate in candidates(row, H200)[:2])
+
+
+def test_what_is_read_and_written():
+    inference = GELU._replace(keeps=False)
+    assert [(p.reads, p.writes) for p in (inference, GELU)] == [(0, 1), (0, 2)]
+    gated = GELU._replace(family=GLU, gated=True)
+    assert [(p.reads, p.writes) for p in (gated._replace(keeps=False), gated)] == [(0, 1), (0, 3)]
+    plain = GELU._replace(family=DACT)
+    assert [(p.reads, p.writes) for p in (plain._replace(keeps=False), plain, SWIGLU_BACKWARD)] == [
+        (1, 1),
+        (1, 2),
+        (2, 3),
+    ]
+    bound = H200._replace(bandwidth=1.0)  # so slow a memory that bytes are all that counts
+    size, operands = 8192 * 14336 * 2, (8192 + 14336) * 4096 * 2
+    config = TABLE[LINEAR, True, 2][0]
+    assert fused_time(GELU, config, bound) == pytest.approx((operands + 2 * size) / 0.9 / 1e3, rel=1e-3)
+    assert unfused_time(GELU, bound) == pytest.approx((operands + 3 * size) / 0.9 / 1e3, rel=1e-3)
+    assert unfused_time(SWIGLU_BACKWARD, bound) == pytest.approx((operands + 7 * size) / 0.9 / 1e3, rel=1e-3)
+
+
+@pytest.mark.usefixtures("own_activations")
+def test_what_an_activation_costs():
+    relu, gelu = (epilogue.ACTIVATIONS[name] for name in ("relu", "gelu"))
+    assert formula_cost(relu, False, torch.bfloat16) < formula_cost(gelu, False, torch.bfloat16)
+    assert formula_cost(gelu, False, torch.bfloat16) < formula_cost(gelu, True, torch.bfloat16)
+    assert formula_cost(gelu, False, torch.bfloat16) < formula_cost(gelu, False, torch.float32)
+
+    @epilogue.activation(oracle=lambda F, x: x)
+    def unheard_of(x):
+        return x
+
+    assert formula_cost(unheard_of, False, torch.bfloat16) == UNKNOWN
+    exact = GELU._replace(activation="mish")
+    config = choose(GELU, H200)
+    assert fused_time(exact, config, H200) > fused_time(GELU._replace(activation="relu"), config, H200)
+
+
+def test_the_interpreter_runs_the_kernels():
+    assert all(isinstance(candidate.choice, Config) for candidate in candidates(IEEE, INTERPRETER))
+
+
+def test_precision_follows_torch():
+    assert precision(torch.bfloat16) == "tf32"
+    assert precision(torch.float32) == "ieee"
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        assert precision(torch.float32) == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+# --- what was measured
+
+TILE = Config(64, 64, 64, 4, 4, True, GROUP_M=16)
+
+
+def test_measured_comes_first(nothing_measured):
+    entries = {GELU: (TILE, 1234.0), SWIGLU_BACKWARD._replace(family=DROPPED): ("unfused", 5.0)}
+    tuned.save(entries, H200, nothing_measured)
+    assert tuned.load(H200) == entries
+    first, *others = candidates(GELU, H200)
+    assert first == (TILE, 1234.0, True)
+    assert {candidate.choice for candidate in others} == {*TABLE[LINEAR, True, 2], "unfused"}
+    assert choose(GELU, H200) == TILE
+    assert choose(SWIGLU_BACKWARD._replace(family=DROPPED), H200) == "unfused"
+    assert not candidates(SWIGLU_BACKWARD, H200)[0].measured
+
+
+def test_measured_for_up_to_as_many_rows(nothing_measured):
+    tuned.save({GELU: (TILE, 1.0)}, H200, nothing_measured)
+    assert [m for m in (1, 4096, 4097, 5000, 8192, 8193) if choose(GELU._replace(m=m), H200) == TILE] == [
+        4097,
+        5000,
+        8192,
+    ]
+    assert tuned.key_of(GELU._replace(m=1)).m == 1
+    assert choose(GELU._replace(n=14344), H200) != TILE
+
+
+def test_gelu_and_silu_stand_for_all(nothing_measured):
+    tuned.save({GELU: (TILE, 1.0), SWIGLU_BACKWARD: ("unfused", 1.0)}, H200, nothing_measured)
+    assert choose(GELU._replace(activation="mish"), H200) == TILE
+    assert choose(SWIGLU_BACKWARD._replace(activation="maxout"), H200) == "unfused"
+    assert choose(GELU._replace(activation="mish", dtype=torch.float16), H200) != TILE
+
+
+def test_a_librarys_epilogue_stands_for_itself(nothing_measured):
+    tuned.save({GELU: ("library", 1.0)}, H200, nothing_measured)
+    assert choose(GELU, H200) == "library"
+    assert choose(GELU._replace(activation="mish"), H200) != "library"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda text: "{", "Expecting"),
+        (lambda text: text.replace('"driver": "', '"driver": "9'), "it was measured with driver 9"),
+        (lambda text: text.replace("NVIDIA H200", "NVIDIA H20"), "it was measured with gpu NVIDIA H20,"),
+        (lambda text: text.replace('"BLOCK_M"', '"BLOCK_Q"'), "BLOCK_Q"),
+        (lambda text: text.replace('"unfused"', '"elsewhere"'), "unknown choice 'elsewhere'"),
+        (lambda text: text.replace('"entries"', '"rows"'), "entries"),
+        (lambda text: "[]", "list"),
+    ],
+)
+def test_a_file_of_another_kind_is_ignored(spoil, message, nothing_measured):
+    tuned.save({GELU: (TILE, 1.0), IEEE: ("unfused", 1.0)}, H200, nothing_measured)
+    nothing_measured.write_text(spoil(nothing_measured.read_text()))
+    with pytest.warns(RuntimeWarning, match=message) as warned:
+        expected = choose(GELU, H200)
+    assert len(warned) == 1
+    assert expected != TILE
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        choose(IEEE, H200)  # said once
+
+
+def test_a_shipped_file_needs_the_gpu_alone(tmp_path, nothing_measured):
+    shipped = tmp_path / "shipped" / tuned.file_name(H200)
+    tuned.save({GELU: (TILE, 1.0), IEEE: (TILE, 1.0)}, H200, shipped)
+    shipped.write_text(shipped.read_text().replace(f'"torch": "{torch.__version__}"', '"torch": "1.0"'))
+    tuned.save({IEEE: ("unfused", 2.0)}, H200, nothing_measured)
+    assert choose(GELU, H200) == TILE
+    assert choose(IEEE, H200) == "unfused"  # the user's own goes before
+
+
+def test_saving_is_one_move(nothing_measured, monkeypatch):
+    tuned.save({GELU: (TILE, 1.0)}, H200, nothing_measured)
+    before = nothing_measured.read_text()
+    monkeypatch.setattr(tuned.os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        tuned.save({}, H200, nothing_measured)
+    assert nothing_measured.read_text() == before
+    assert [path.name for path in nothing_measured.parent.iterdir()] == [nothing_measured.name]
+
+
+def test_the_users_file():
+    path = tuned.file_name(H200._replace(name="NVIDIA GeForce RTX 4090 (a/b)"))
+    assert path == "NVIDIA_GeForce_RTX_4090_a_b.json"
+
+
+def test_a_file_says_what_it_was_measured_on(nothing_measured):
+    tuned.save({GELU: (replace(TILE, GROUP_M=4), 1.5)}, H200, nothing_measured)
+    contents = json.loads(nothing_measured.read_text())
+    assert set(contents) == {"gpu", "driver", "torch", "triton", "entries"}
+    (entry,) = contents["entries"]
+    assert (entry["problem"]["family"], entry["problem"]["dtype"], entry["us"]) == ("linear", "bfloat16", 1.5)
+
+
+# --- cuBLASLt's own epilogue
+
+
+def test_what_the_library_serves():
+    act = epilogue.ACTIVATIONS["relu"]
+    layer = Operands(torch.randn(2, 5, 8), torch.randn(6, 8), None, torch.randn(6), None, act, (), False)
+    assert library_serves(layer, "nothing")
+    assert not library_serves(layer, "input")
+    assert not library_serves(layer._replace(bias=None), "nothing")
+    assert not library_serves(layer._replace(act=epilogue.ACTIVATIONS["silu"]), "nothing")
+    assert not library_serves(
+        layer._replace(act=epilogue.ACTIVATIONS["gelu_tanh"]), "nothing"
+    )  # on the CPU it is not tanh's
+    expected = torch.nn.functional.linear(layer.x, layer.weight, layer.bias).relu()
+    torch.testing.assert_close(library_fwd(layer), expected)
