@@ -222,7 +222,10 @@ def _tune(args: argparse.Namespace) -> int:
     from epilogue.benchmarks import tune
 
     shapes = args.shapes or [(args.op, tokens, *args.model_dims) for tokens in tune.TOKENS]
-    return tune.main(shapes, args.activation, args.dtype, args.minutes, args.out)
+    try:
+        return tune.main(shapes, args.activation, args.dtype, args.minutes, args.out)
+    except ValueError as error:  # an activation that is not there, or needs parameters
+        raise SystemExit(f"epilogue tune: {error}") from error
 
 
 def _memory(args: argparse.Namespace) -> int:

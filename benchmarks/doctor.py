@@ -13,8 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from epilogue import linear, linear_backward, triton
+from epilogue import explain, linear, linear_backward, triton
 from epilogue.benchmarks.report import table
+from epilogue.explanation import describe
+from epilogue.triton import tuned
+from epilogue.triton.chips import CHIPS
+from epilogue.triton.chips import gpu as gpu_here
 
 KERNELS, INTERPRETED, EAGER = "Triton kernels", "Triton kernels, interpreted", "plain torch operations"
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in triton.DTYPES}
@@ -24,6 +28,7 @@ def main() -> int:
     """Print it all; 1 where the check of a kernel fails."""
     print(f"GPU: {gpus()}\n")
     print(table([("array", "runs on", "because"), *backends()]), end="\n\n")
+    print(choices(), end="\n\n")
     return check()
 
 
@@ -76,6 +81,38 @@ def _cuda_backend(dtype: torch.dtype, served: str) -> tuple[str, str]:
     if missing or dtype not in triton.DTYPES:
         return EAGER, f"{missing or served}; no GPU here"
     return KERNELS, "no GPU here, though"
+
+
+EXAMPLES: tuple[tuple[str, int, int, int, dict[str, Any]], ...] = (
+    ("linear", 8192, 1024, 4096, {}),
+    ("linear", 8192, 1024, 4096, {"dtype": "float32"}),
+    ("gated_mlp", 16, 4096, 14336, {}),
+    ("gated_mlp", 8192, 4096, 14336, {"training": True}),
+)
+
+
+def choices() -> str:
+    """Where the choice between the fused kernels and cuBLAS comes from, and a few of them."""
+    gpu = None if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0) else "H200"
+    try:
+        found = [explain(*call, gpu=gpu, **options) for *call, options in EXAMPLES]
+    except ImportError as error:
+        return f"Which kernels a call would run cannot be told: {error}"
+    rows = [("call, for example", "product", "taken", "microseconds")]
+    for explanation in found:
+        call = explanation.call
+        for step in explanation.steps:
+            choice, microseconds, measured = step.candidates[0]
+            how = "measured" if measured else "predicted"
+            rows.append((call, step.name, describe(choice), f"{microseconds:.0f} {how}"))
+            call = ""
+    chip = CHIPS["H200"] if gpu else gpu_here(torch.cuda.current_device())
+    path, known = tuned.user_path(chip), len(tuned.load(chip))
+    where = f"Fused or not, on {'an ' if gpu else 'this '}{chip.name}{', which is not here' if gpu else ''}: "
+    where += f"{known} products measured, the others predicted by a model of the chip."
+    if not known and not gpu:
+        where += f" `epilogue tune` measures them, into {path}."
+    return f"{where}\n{table(rows)}"
 
 
 def check() -> int:

@@ -29,6 +29,14 @@ def test_every_kind_of_array_has_its_row():
     assert all(reason for _, reason in rows.values())
 
 
+def test_what_the_choice_of_a_kernel_rests_on():
+    printed = doctor.choices()
+    assert "products measured, the others predicted by a model of the chip" in printed
+    assert ("an NVIDIA H200, which is not here" in printed) != torch.cuda.is_available()
+    assert "cuBLAS and a pointwise kernel" in printed  # IEEE float32
+    assert printed.count("gated_mlp, 8192 x 4096 -> 14336 -> 4096, silu, bfloat16, training") == 1
+
+
 def test_without_triton(monkeypatch, capsys):
     monkeypatch.setattr(triton, "missing", lambda: "triton is not installed")
     assert doctor.check() == 0

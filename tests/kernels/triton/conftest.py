@@ -21,6 +21,7 @@ if not INTERPRET and not torch.cuda.is_available():
         "test_formulas.py",
         "test_fast.py",
         "test_mlp.py",
+        "test_tuning.py",
     ]
 
 

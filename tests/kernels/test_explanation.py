@@ -1,0 +1,70 @@
+"""`epilogue.explain`: what it says and what it refuses."""
+
+import pytest
+import torch
+
+import epilogue
+from epilogue.triton.configs import DACT, DROPPED, GLU, LINEAR
+
+
+def test_a_line_for_each_way():
+    found = epilogue.explain("linear", 8192, 4096, 14336, gpu="H200")
+    lines = str(found).splitlines()
+    assert lines[0] == "linear, 8192 x 4096 -> 14336, gelu, bfloat16, inference on NVIDIA H200"
+    assert lines[1].startswith("  forward: fused, tiles 128x256x64 by descriptors, ")
+    assert lines[1].endswith(" us predicted, taken")
+    assert any("cuBLAS and a pointwise kernel" in line and line.endswith("times that") for line in lines[2:])
+    (step,) = found.steps
+    times = [candidate.microseconds for candidate in step.candidates]
+    assert times == sorted(times)
+    assert len(lines) == 1 + len(times)
+
+
+def test_the_products_of_each_operation():
+    def families(op, **options):
+        steps = epilogue.explain(op, 512, 256, 1024, gpu="A100", **options).steps
+        return [(step.name, step.problem.family, step.problem.keeps) for step in steps]
+
+    assert families("linear") == [("forward", LINEAR, False)]
+    assert families("linear", training=True) == [("forward", LINEAR, True)]
+    assert families("linear", training=True, activation="relu") == [("forward", LINEAR, False)]  # y is enough
+    assert families("glu", training=True) == [("forward", GLU, True)]
+    assert families("mlp", training=True) == [("forward", LINEAR, True), ("backward", DACT, True)]
+    assert families("gated_mlp") == [("forward", GLU, False)]
+    training = families("gated_mlp", training=True, dropout=True, activation="geglu")
+    assert training == [("forward", GLU, True), ("backward", DROPPED, True)]
+
+
+def test_sizes_and_alignment():
+    step = epilogue.explain("gated_mlp", 7, 24, 40, gpu="H100").steps[0]
+    problem = step.problem
+    assert (problem.m, problem.k, problem.n, problem.tma, problem.activation) == (7, 24, 40, True, "silu")
+    assert not epilogue.explain("linear", 7, 25, 40, gpu="H100").steps[0].problem.tma
+    assert not epilogue.explain("linear", 7, 24, 40, gpu="A100").steps[0].problem.tma
+    assert not epilogue.explain("linear", 7, 24, 40, gpu="H100", dtype=torch.float32).steps[0].problem.tma
+    assert "gated_mlp, 7 x 24 -> 40 -> 24" in str(epilogue.explain("gated_mlp", 7, 24, 40, gpu="H100"))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"op": "conv"}, "op must be one of linear, glu, mlp, gated_mlp; got 'conv'"),
+        ({"m": 0}, "whole numbers of at least 1; got 0, 64, 64"),
+        ({"n": 2.5}, "whole numbers"),
+        ({"activation": "gleu"}, "Did you mean"),
+        ({"dtype": "float64"}, "float64, which runs plain torch operations"),
+        ({"dtype": "floaty"}, "dtype must be one of float16, bfloat16, float32; got 'floaty'"),
+        ({"gpu": "TPU"}, "gpu must be one of A100, H100, H200, B200, or None for this one; got 'TPU'"),
+        ({"activation": "threshold"}, "threshold"),
+        ({"slope": 1.0}, "slope"),
+    ],
+)
+def test_what_is_refused(call, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        epilogue.explain(**{"op": "linear", "m": 64, "k": 64, "n": 64, "gpu": "H100", **call})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_one_is_named():
+    with pytest.raises(ValueError, match='there is no GPU here; name one, such as gpu="H100"'):
+        epilogue.explain("linear", 64, 64, 64)

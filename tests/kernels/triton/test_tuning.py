@@ -1,0 +1,88 @@
+"""`epilogue tune` on the kernels themselves: what it runs, checks, times and saves."""
+
+import pytest
+import torch
+
+pytest.importorskip("tqdm")
+from epilogue.benchmarks import tune
+from epilogue.benchmarks.timing import Timing
+from epilogue.triton import chips, tuned
+from epilogue.triton.configs import DACT, DROPPED, GLU, LINEAR, TABLE, Config, Problem
+
+PROBLEMS = [
+    Problem(LINEAR, 64, 48, 32, torch.bfloat16, "tf32", False, "relu", gated=False, keeps=False),
+    Problem(LINEAR, 64, 48, 32, torch.float16, "tf32", False, "gelu", gated=False, keeps=True),
+    Problem(GLU, 64, 48, 32, torch.float16, "tf32", False, "maxout", gated=True, keeps=True),
+    Problem(DACT, 64, 48, 32, torch.float32, "ieee", False, "relu", gated=False, keeps=False),
+    Problem(DROPPED, 64, 48, 32, torch.float16, "tf32", False, "silu", gated=True, keeps=True),
+]
+
+
+@pytest.fixture
+def chip(device):
+    return chips.machine(torch.empty(0, device=device))
+
+
+@pytest.fixture
+def unfused_wins(monkeypatch):
+    """The calls are run, each once, but timed by decree."""
+
+    def measure(calls, device):
+        for call in calls.values():
+            call()
+        return {choice: Timing(1.0, 2.0 if choice == "unfused" else 3.0, 4.0) for choice in calls}
+
+    monkeypatch.setattr(tune, "measure", measure)
+
+
+@pytest.mark.usefixtures("unfused_wins")
+def test_the_fastest_is_saved(chip, device, tmp_path):
+    path = tmp_path / "tuned.json"
+    lines = tune.run(PROBLEMS, chip, path, device, seconds=600)
+    assert tuned.read(path, tuned.head(chip)) == dict.fromkeys(PROBLEMS, ("unfused", 2.0))
+    assert len(lines) == len(PROBLEMS)
+    assert all("cuBLAS and a pointwise kernel 2.0 us" in line for line in lines)
+    more = PROBLEMS[0]._replace(m=128)
+    tune.run([more], chip, path, device, seconds=600)
+    assert set(tuned.read(path, tuned.head(chip))) == {*PROBLEMS, more}  # what was known stays
+
+
+@pytest.mark.usefixtures("unfused_wins")
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: f"{problem.family.name}-{problem.activation}")
+def test_every_way_is_tried(problem, chip, device):
+    timings = tune.fastest(problem, chip, device)
+    tiles = {choice for choice in timings if isinstance(choice, Config)}
+    assert tiles > set(TABLE[problem.family, problem.tma, problem.dtype.itemsize])
+    assert {config.GROUP_M for config in tiles} == {1, 4, 8, 16}
+    assert "unfused" in timings
+    # On the CPU torch's own relu epilogue is that of the GPU; a saved z, a second weight or backward it has not.
+    assert ("library" in timings) == (problem == PROBLEMS[0])
+
+
+def test_real_times(chip, device, tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "GROUPS", ())
+    monkeypatch.setattr("epilogue.benchmarks.timing.ROUNDS", (2, 2))
+    path = tmp_path / "tuned.json"
+    tune.run(PROBLEMS[:1], chip, path, device, seconds=600)
+    ((_, microseconds),) = tuned.read(path, tuned.head(chip)).values()
+    assert microseconds > 0
+
+
+def test_time_is_up(chip, device, tmp_path):
+    lines = tune.run(PROBLEMS, chip, tmp_path / "tuned.json", device, seconds=-1)
+    assert all("not measured" in line for line in lines)
+    assert not (tmp_path / "tuned.json").exists()
+
+
+@pytest.mark.parametrize("problem", PROBLEMS[1:3] + PROBLEMS[4:], ids=lambda problem: problem.family.name)
+def test_what_is_wrong_is_not_timed(problem, chip, device, monkeypatch):
+    for name in ("linear_fwd", "linear_dact"):
+        right = getattr(tune, name)
+
+        def wrong(*args, right=right):
+            first, *rest = right(*args)
+            return first + 0.1, *rest
+
+        monkeypatch.setattr(tune, name, wrong)
+    with pytest.raises(SystemExit, match="is wrong, error"):
+        tune.fastest(problem, chip, device)
