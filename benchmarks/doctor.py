@@ -95,7 +95,7 @@ def choices() -> str:
     """Where the choice between the fused kernels and cuBLAS comes from, and a few of them."""
     gpu = None if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0) else "H200"
     try:
-        found = [explain(*call, gpu=gpu, **options) for *call, options in EXAMPLES]
+        found = [explain(op, m, k, n, gpu=gpu, **options) for op, m, k, n, options in EXAMPLES]
     except ImportError as error:
         return f"Which kernels a call would run cannot be told: {error}"
     rows = [("call, for example", "product", "taken", "microseconds")]

@@ -24,6 +24,7 @@ from epilogue.triton.configs import GLU, POINTWISE, TABLE, Config, shared_bytes
 from epilogue.triton.dact import linear_dact_kernel, linear_dact_tma_kernel
 from epilogue.triton.linear import linear_fwd_kernel, linear_fwd_tma_kernel
 from epilogue.triton.operands import gradients
+from epilogue.triton.pointwise import act_bwd_kernel, act_fwd_kernel
 from epilogue.triton.vocabulary import device_function
 
 POINTER = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
@@ -124,8 +125,9 @@ def _arguments(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
         tensors |= dict.fromkeys(("stride_zm", "stride_dym", "stride_sm", "stride_dzm"), "i64") | {"stride_dyn": 1}
         block = dict(POINTWISE)
         options = {"num_warps": block.pop("num_warps")}
-        functions = _value(case) if case.kernel == "act_fwd" else _gradients(case)
-        return globals()[f"{case.kernel}_kernel"], {**shared, **tensors, **functions, **block}, options
+        forward = case.kernel == "act_fwd"
+        kernel, functions = (act_fwd_kernel, _value(case)) if forward else (act_bwd_kernel, _gradients(case))
+        return kernel, {**shared, **tensors, **functions, **block}, options
     constants = case.config.constants()
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in constants}
     shared |= {"PRECISION": case.precision, **constants}

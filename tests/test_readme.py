@@ -57,6 +57,12 @@ def test_the_memory_table_is_the_result():
     assert f"<!-- memory -->\n{table}\n<!-- /memory -->" in README.read_text(encoding="utf-8")
 
 
+def test_explanation():
+    text = README.read_text(encoding="utf-8")
+    call, answer = re.findall(r">>> print\((epilogue\.explain.*)\)\n(.*\n.*)\n", text)[0]
+    assert str(eval(call)).startswith(answer)
+
+
 def test_error_message():
     message = re.search(r"ValueError: (unknown activation .*?) Known", README.read_text(encoding="utf-8"))
     assert message
