@@ -48,7 +48,9 @@ def main(name: str, ops: Sequence[str], directory: Path | None, seconds: float |
 def status(result: Result) -> int:
     """Print how the run went; 1 where epilogue failed."""
     wrong = [row for row in result["rows"] if "failed" in row["providers"]["epilogue"]]
-    print(f"{len(result['rows'])} cases; {len(wrong)} failed; {len(result['not_run'])} not run, the time was up")
+    print(
+        f"{len(result['rows'])} cases: {len(wrong)} failed; {len(result['not_run'])} more for which there was no time"
+    )
     return int(bool(wrong))
 
 

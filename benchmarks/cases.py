@@ -208,4 +208,4 @@ SUITES = {
     "headline": Suite(660, 6, HEADLINE),
     "full": Suite(3 * 3600, 60, tuple(dict.fromkeys(everything()))),
 }
-"""Seconds leave room for the case that is under way: smoke ends within 3 minutes, headline within 12."""
+"""Of the 3 minutes that smoke may take and the 12 of headline, these seconds leave some for the case that is under way."""

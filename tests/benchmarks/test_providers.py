@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from epilogue.benchmarks import providers
-from epilogue.benchmarks.cases import BOTH, INFERENCE, MODES, TRAINING, Case, operands
+from epilogue.benchmarks.cases import BOTH, INFERENCE, MODES, SUITES, TRAINING, Case, operands
 from epilogue.benchmarks.providers import PROVIDERS, TUNED
 
 # Torch's own compiler imports a part of torch that torch has deprecated.
@@ -43,8 +43,9 @@ def test_epilogue(case, device):
     assert_as_eager("epilogue", case._replace(bias=not case.bias), device)
 
 
-def test_a_pair(device):
-    assert_as_eager("epilogue", GATED._replace(activation="bilinear"), device)
+@pytest.mark.parametrize(("op", "activation"), sorted({(case.op, case.activation) for case in SUITES["full"].cases}))
+def test_epilogue_has_every_activation_of_the_suites(op, activation, device):
+    assert_as_eager("epilogue", GATED._replace(op=op, activation=activation, bias=True), device)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.mode == INFERENCE and case.bias], ids=str)
