@@ -118,7 +118,7 @@ def operands(case: Case, device: str) -> Operands:
 
 class Suite(NamedTuple):
     seconds: float  # after so long no further case begins
-    tuned: int  # torch.compile's max-autotune, which tunes for up to a minute, takes part in so many of the first cases
+    tuned: int  # torch.compile's max-autotune, which tunes for long, takes part in so many of the first cases
     cases: tuple[Case, ...]
 
 
@@ -139,17 +139,8 @@ def layer(
     """The model's up projection with its activation: linear, or glu."""
     op = "glu" if shape.gated else "linear"
     return Case(
-        op,
-        mode,
-        shape.model,
-        tokens,
-        shape.d,
-        shape.hidden,
-        activation or shape.activation,
-        dtype,
-        precision,
-        shape.bias,
-    )
+        op, mode, shape.model, tokens, shape.d, shape.hidden, activation or shape.activation, dtype, precision, shape.bias,
+    )  # fmt: skip
 
 
 def block(shape: Shape, mode: str, tokens: int, dtype: str = "bfloat16", precision: str = "ieee") -> Case:
