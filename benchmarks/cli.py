@@ -5,6 +5,7 @@ installation, and `demo --interpret` can set Triton's switch in time.
 """
 
 import argparse
+import importlib
 import importlib.util
 import os
 import sys
@@ -19,6 +20,8 @@ EXAMPLES = """examples:
   epilogue audit               compile every kernel without a GPU: registers, spills, instructions per element
   epilogue tune --model-dims 4096 14336    measure this model's products on this GPU; later calls take the fastest way
   epilogue memory              the bytes that models' feed-forward blocks keep for backward: torch.nn, torch.compile, epilogue
+  epilogue bench               time every operation against torch, torch.compile, cuBLAS and others, on a GPU
+  epilogue bench --report DIR  tables of such results
 """
 
 
@@ -79,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_audit(commands)
     _add_memory(commands)
     _add_tune(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -167,6 +171,24 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="time every operation against torch, torch.compile, cuBLAS and others",
+        description="Check every provider's results against float64, then time them in turns, at the sizes of public models: forward "
+        "for inference and for training, forward + backward. Exit status 1 where a result of epilogue is wrong. Without a GPU: print "
+        "what would run. No case begins after 2.5 minutes of smoke, 11 minutes of headline, 3 hours of full.",
+    )
+    suites, operations = ("smoke", "headline", "full"), ("linear", "glu", "mlp", "gated_mlp")
+    bench.add_argument("--suite", choices=suites, default="headline", help="default: %(default)s")
+    bench.add_argument("--op", nargs="+", choices=operations, default=operations, help="these operations alone")
+    bench.add_argument("--json", type=Path, metavar="DIR", help="write the result into DIR, again after each case")
+    bench.add_argument("--plot", action="store_true", help="draw the results in that DIR")
+    bench.add_argument("--report", type=Path, metavar="DIR", help="time nothing, make tables of the results in DIR")
+    bench.add_argument("--readme", type=Path, metavar="FILE", help="put the report into this README's part about speed")
+    bench.set_defaults(command=_bench)
+
+
 def _steps(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"a number of steps is 1 or more, got {text!r}")
@@ -241,6 +263,26 @@ def _memory(args: argparse.Namespace) -> int:
     from epilogue.benchmarks import memory
 
     return memory.main(args.source, args.json, args.plot, args.readme)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    _need("bench", "bench", {"matplotlib": "matplotlib", "tqdm": "tqdm"})
+    if args.report:
+        return _bench_report(args.report, args.readme, args.plot)
+    if args.readme:
+        raise SystemExit("epilogue bench: --readme takes a report; give --report DIR, the folder of the results")
+    if args.plot and not args.json:
+        raise SystemExit("epilogue bench: --plot draws results that were written; give --json DIR")
+    from epilogue.benchmarks import bench
+
+    status = bench.main(args.suite, args.op, args.json)
+    if args.plot and args.json.is_dir():  # without a GPU it may not be there
+        return _bench_report(args.json, None, True) or status
+    return status
+
+
+def _bench_report(directory: Path, readme: Path | None, plots: bool) -> int:
+    return importlib.import_module("epilogue.benchmarks.bench_report").main(directory, readme, plots)
 
 
 def _need(command: str, extra: str, distributions: dict[str, str]) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from epilogue import explain, linear, linear_backward, triton
-from epilogue.benchmarks.report import table
+from epilogue.benchmarks.report import driver, table
 from epilogue.explanation import describe
 from epilogue.triton import tuned
 from epilogue.triton.chips import CHIPS
@@ -42,16 +41,7 @@ def gpus() -> str:
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)
         names.append(f"{torch.cuda.get_device_name(index)} (compute capability {major}.{minor})")
-    return f"{', '.join(names)}; CUDA runtime {torch.version.cuda}, driver {_driver()}"
-
-
-def _driver() -> str:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return "unknown"
-    command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
-    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
-    return lines[0] if lines else "unknown"
+    return f"{', '.join(names)}; CUDA runtime {torch.version.cuda}, driver {driver()}"
 
 
 def backends() -> list[tuple[str, str, str]]:

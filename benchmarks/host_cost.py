@@ -4,7 +4,6 @@ The arithmetic of a 4x8 call takes no time, so what is measured is Python, the c
 """
 
 import datetime
-import json
 import platform
 import statistics
 import time
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import epilogue
-from epilogue.benchmarks.report import table, versions
+from epilogue.benchmarks.report import commit, driver, table, versions, write
 
 ROWS, FEATURES = 4, 8
 TARGET = 1.5
@@ -106,7 +105,14 @@ def machine() -> dict[str, object]:
     """What the measurement ran on, for whoever reads it later."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return {"date": now, "cpu": processor(), "gpu": gpu, "versions": versions()}
+    return {
+        "date": now,
+        "cpu": processor(),
+        "gpu": gpu,
+        "driver": driver(),
+        "versions": versions(),
+        "commit": commit(),
+    }
 
 
 def processor() -> str:
@@ -128,9 +134,8 @@ def main(path: Path | None) -> int:
     print(f"per call, median of {ROUNDS} rounds of {CALLS} calls; ratio: median over the rounds")
     print(summary(costs))
     if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
         case = {"rows": ROWS, "features": FEATURES, "dtype": "float32", "threads": 1, "rounds": ROUNDS, "calls": CALLS}
         result = {**machine(), "case": case, "target": TARGET, "costs_us": [cost._asdict() for cost in costs]}
-        path.write_text(json.dumps(result, indent=2) + "\n")
+        write(path, result)
         print(f"written: {path}")
     return 0

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from epilogue import triton
 from epilogue.benchmarks.host_cost import machine
-from epilogue.benchmarks.report import check_place, fill, markdown, table
+from epilogue.benchmarks.report import check_place, fill, markdown, table, write
 from epilogue.benchmarks.shapes import SHAPES, Shape
 from epilogue.benchmarks.stock import MLP, GatedMLP
 from epilogue.catalogue import ACTIVATIONS
@@ -152,8 +152,7 @@ def main(source: Path | None, path: Path | None, plot: Path | None, document: Pa
     print("bytes kept for backward by one layer, KiB per token; in brackets: relative to eager")
     print(table(cells(result)))
     if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n")
+        write(path, result)
     if plot:
         draw(result, plot)
     if document:

@@ -1,10 +1,15 @@
-"""What the commands print and write alike: aligned tables, the README's parts, and the versions that they ran with."""
+"""What the commands print and write alike: aligned tables, results, the README's parts, and what they ran with."""
 
 import importlib
 import importlib.util
+import json
+import os
 import platform
+import shutil
+import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def table(rows: Iterable[Sequence[str]]) -> str:
@@ -19,6 +24,14 @@ def markdown(rows: Iterable[Sequence[str]]) -> str:
     """The rows as a table of the README; the first is the heading."""
     heading, *body = rows
     return "\n".join(f"| {' | '.join(row)} |" for row in (heading, ["---"] * len(heading), *body))
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """The result as JSON, at once: who reads the file meanwhile, or after a crash, finds a whole one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(result, indent=2) + "\n")
+    os.replace(partial, path)
 
 
 def fill(path: Path, name: str, text: str) -> None:
@@ -51,3 +64,27 @@ def _version(name: str) -> str:
         return importlib.import_module(name).__version__
     except Exception as error:  # a package may fail in any way where its driver or libraries are missing
         return f"does not import: {error}"
+
+
+def driver() -> str:
+    """The version of NVIDIA's driver, or "unknown"."""
+    return _line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+
+
+def commit() -> str:
+    """The commit of the code that runs, `-dirty` where it was changed since, or "unknown"."""
+    here = Path(__file__).resolve()
+    git = ("git", "-C", str(here.parent))
+    tracked = _line(*git, "ls-files", here.name)  # nothing where the package is installed inside another repository
+    if tracked != here.name:
+        return "unknown"
+    return _line(*git, "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40")
+
+
+def _line(program: str, *arguments: str) -> str:
+    """The first line that the program prints, "unknown" where there is none."""
+    tool = shutil.which(program)
+    if tool is None:
+        return "unknown"
+    printed = subprocess.run([tool, *arguments], capture_output=True, text=True).stdout.splitlines()
+    return printed[0] if printed else "unknown"

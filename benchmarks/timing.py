@@ -1,5 +1,6 @@
 """What one call costs: time on the device, time of the host, memory. Whatever is compared is measured in turns, warm, with a cold L2."""
 
+import contextlib
 import functools
 import statistics
 import time
@@ -14,8 +15,9 @@ WARM = 3
 ROUNDS = (10, 500)
 """At least and at most so many samples of each call."""
 
-GRAPH_BELOW = 500.0
-"""Microseconds under which a call is replayed as a CUDA graph: the host may need as long to launch a backward pass of a few kernels."""
+GRAPH_BELOW = 1000.0
+"""Microseconds under which a call is replayed as a CUDA graph. A short call is as slow as the host that launches it, and a backward pass of
+a few kernels takes the host hundreds of microseconds."""
 
 FLUSHED = 256 << 20
 """Bytes written before each sample, several times the L2 of any GPU: as in a model, a call finds no operand there. The host launches the
@@ -87,17 +89,18 @@ def _prepared(call: Call, device: str) -> Call:
 
 def _captured(call: Call) -> Call:
     """The replay of the call's CUDA graph; the call itself where it cannot be captured (it waits for the device, say)."""
-    stream, graph = _capture_stream(), torch.cuda.CUDAGraph()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    stream, graph, pool = _capture_stream(), torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):  # left in any case; torch.cuda.graph does not leave it where a capture fails
         call()  # what a library keeps for each stream must not come from the graph's memory
-    torch.cuda.current_stream().wait_stream(stream)
-    try:
-        with torch.cuda.graph(graph, stream=stream):
-            call()
-    except Exception:  # the call works, so whatever it raises here comes from the capture
-        torch.cuda.synchronize()
-        return call
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=stream):
+                call()
+        except Exception:  # the call works, so whatever it raises here comes from the capture
+            torch.cuda.synchronize()
+            with contextlib.suppress(RuntimeError):  # or the allocator takes it for under way, and refuses later ones
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            return call
     return graph.replay
 
 

@@ -38,7 +38,7 @@ def test_the_package_runs_as_a_module(tmp_path):
     assert "epilogue demo --interpret" in result.stdout
 
 
-@pytest.mark.parametrize("command", ["demo", "doctor", "host-cost", "audit", "memory"])
+@pytest.mark.parametrize("command", ["demo", "doctor", "host-cost", "audit", "memory", "bench"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main([command, "--help"])
@@ -62,6 +62,8 @@ def test_a_missing_extra_is_named(lacks):
         cli.main(["memory"])
     with pytest.raises(SystemExit, match=r'epilogue audit: tqdm not installed; pip install "epilogue\[bench\]"'):
         cli.main(["audit"])
+    with pytest.raises(SystemExit, match=r'epilogue bench: tqdm not installed; pip install "epilogue\[bench\]"'):
+        cli.main(["bench"])
 
 
 def test_the_interpreter_needs_triton(lacks):
