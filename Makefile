@@ -21,15 +21,10 @@ ifeq ($(shell uname -s),Linux)
 	TRITON_INTERPRET=1 $(BIN)/pytest -n auto tests/kernels/triton
 endif
 
-# On a machine whose own Python has a CUDA build of torch: the suite on the GPU, then memory errors and races in the kernels.
+# On a machine whose own Python has a CUDA build of torch: the suite, the benchmarks and the tuning on its GPU; ARGS="--minutes 30".
 gpu:
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
-	epilogue doctor
-	$(PYTHON) -m pytest -n 4
-	compute-sanitizer --tool memcheck --error-exitcode 1 $(PYTHON) -m pytest -q tests/kernels/triton/test_edges.py
-	compute-sanitizer --tool racecheck --error-exitcode 1 $(PYTHON) -m pytest -q tests/kernels/triton/test_edges.py -k config
-	epilogue demo
-	epilogue host-cost --json benchmarks/results/host_cost_gpu.json
+	$(PYTHON) -m epilogue gpu-run $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check

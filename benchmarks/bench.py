@@ -4,7 +4,6 @@ A provider whose results are wrong gets no time. The file is written again after
 What is derived from the numbers, throughputs and ratios, is the report's.
 """
 
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from epilogue.benchmarks import gate, providers, timing
 from epilogue.benchmarks.cases import SUITES, Case, Operands, Suite, operands
 from epilogue.benchmarks.host_cost import machine
 from epilogue.benchmarks.providers import PROVIDERS, TUNED, Provider
-from epilogue.benchmarks.report import table, write
+from epilogue.benchmarks.report import slug, table, write
 
 ROOF_SIZE, ROOF_BYTES = 8192, 1 << 30
 
@@ -188,8 +187,3 @@ def summary(results: dict[str, Result]) -> str:
     )
     failed = (f"{name} failed" for name in results if "failed" in results[name])
     return f"{median:.1f} us; relative to it: {', '.join([*others, *failed])}"
-
-
-def slug(name: str) -> str:
-    """A name as a part of a file's name."""
-    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")

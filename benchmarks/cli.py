@@ -5,8 +5,8 @@ installation, and `demo --interpret` can set Triton's switch in time.
 """
 
 import argparse
-import importlib
 import importlib.util
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -22,6 +22,8 @@ EXAMPLES = """examples:
   epilogue memory              the bytes that models' feed-forward blocks keep for backward: torch.nn, torch.compile, epilogue
   epilogue bench               time every operation against torch, torch.compile, cuBLAS and others, on a GPU
   epilogue bench --report DIR  tables of such results
+  epilogue training            a training step of two small language models, torch.nn and epilogue, eager and compiled
+  epilogue gpu-run             on a machine with a GPU: tests, benchmarks, tuning, the most valuable first, results in one folder
 """
 
 
@@ -83,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_memory(commands)
     _add_tune(commands)
     _add_bench(commands)
+    _add_training(commands)
+    _add_gpu_run(commands)
     return parser
 
 
@@ -189,6 +193,46 @@ def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     bench.set_defaults(command=_bench)
 
 
+def _add_training(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    training = commands.add_parser(
+        "training",
+        help="a training step of two small language models",
+        description="Train a Llama-shaped and a GPT-2-shaped language model on the bytes of Python's standard library, with stock "
+        "torch.nn and with epilogue's layers, eager and under torch.compile, from the same weights on the same batches. Prints tokens "
+        "per second and peak memory once the losses agree; exit status 1 where they do not. Without a GPU a tiny scale checks the "
+        "losses and times nothing.",
+    )
+    training.add_argument("--json", type=Path, metavar="DIR", help="write training-<gpu>.json into DIR")
+    training.set_defaults(command=_training)
+
+
+def _add_gpu_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    gpu_run = commands.add_parser(
+        "gpu-run",
+        help="all that needs a GPU, in one command",
+        description="Run the test suite, the benchmarks, compute-sanitizer over the kernels, the tuning, the training step, each in a "
+        "process of its own with its own limit, the most valuable first, and leave results, logs and summary.json in one folder. "
+        "Exit status 1 where a step failed. Without a GPU list the steps. To be called at the root of the repository.",
+    )
+    gpu_run.add_argument(
+        "--minutes", type=_minutes, metavar="N", default=60.0, help="how long it may take altogether (default 60)"
+    )
+    gpu_run.add_argument(
+        "--out", type=Path, metavar="DIR", default=Path("out/gpu"), help="the folder (default %(default)s)"
+    )
+    gpu_run.set_defaults(command=_gpu_run)
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0 < minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"a number of minutes is more than 0, got {text!r}")
+    return minutes
+
+
 def _steps(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"a number of steps is 1 or more, got {text!r}")
@@ -282,7 +326,22 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _bench_report(directory: Path, readme: Path | None, plots: bool) -> int:
-    return importlib.import_module("epilogue.benchmarks.bench_report").main(directory, readme, plots)
+    from epilogue.benchmarks import bench_report
+
+    return bench_report.main(directory, readme, plots)
+
+
+def _training(args: argparse.Namespace) -> int:
+    _need("training", "bench", {"tqdm": "tqdm"})
+    from epilogue.benchmarks import training
+
+    return training.main(args.json)
+
+
+def _gpu_run(args: argparse.Namespace) -> int:
+    from epilogue.benchmarks import gpu_run
+
+    return gpu_run.main(args.minutes, args.out)
 
 
 def _need(command: str, extra: str, distributions: dict[str, str]) -> None:

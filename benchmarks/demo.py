@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from epilogue import triton
+from epilogue.benchmarks.layers import FUSED, STOCK, Layers
 from epilogue.benchmarks.memory import bytes_kept
 from epilogue.benchmarks.report import table
-from epilogue.benchmarks.stock import MLP, GatedMLP
-from epilogue.nn import FusedGatedMLP, FusedLinear, FusedMLP
 
 HELD_OUT = 360
 ACCURACY = 0.97
@@ -40,25 +39,6 @@ class Scale(NamedTuple):
 
 FULL = Scale(width=128, batch=128, steps=400, learning_rate=2e-3, tolerance=1e-3)
 INTERPRETED = Scale(width=16, batch=32, steps=6, learning_rate=1e-2, tolerance=1e-5)
-
-
-class GELULinear(nn.Linear):
-    """The stock counterpart of FusedLinear."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(super().forward(x))
-
-
-class Layers(NamedTuple):
-    """What the two classifiers differ in."""
-
-    linear: Any
-    mlp: Any
-    gated_mlp: Any
-
-
-STOCK = Layers(GELULinear, MLP, GatedMLP)
-FUSED = Layers(FusedLinear, FusedMLP, FusedGatedMLP)
 
 
 class Classifier(nn.Module):

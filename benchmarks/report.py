@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -23,7 +24,8 @@ def table(rows: Iterable[Sequence[str]]) -> str:
 def markdown(rows: Iterable[Sequence[str]]) -> str:
     """The rows as a table of the README; the first is the heading."""
     heading, *body = rows
-    return "\n".join(f"| {' | '.join(row)} |" for row in (heading, ["---"] * len(heading), *body))
+    lines = ([cell.replace("|", r"\|") for cell in row] for row in (heading, ["---"] * len(heading), *body))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
@@ -32,6 +34,11 @@ def write(path: Path, result: dict[str, Any]) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(result, indent=2) + "\n")
     os.replace(partial, path)
+
+
+def slug(name: str) -> str:
+    """A name, such as a GPU's, as a part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def fill(path: Path, name: str, text: str) -> None:

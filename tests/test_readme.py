@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import epilogue
-from epilogue.benchmarks import memory
+from epilogue.benchmarks import bench_report, bench_results, memory
 
 README = Path(__file__).parent.parent / "README.md"
-MEMORY = README.parent / "benchmarks/results/memory.json"
+RESULTS = README.parent / "benchmarks/results"
+MEMORY = RESULTS / "memory.json"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
 
@@ -61,6 +62,12 @@ def test_explanation():
     text = README.read_text(encoding="utf-8")
     call, answer = re.findall(r">>> print\((epilogue\.explain.*)\)\n(.*\n.*)\n", text)[0]
     assert str(eval(call)).startswith(answer)
+
+
+def test_the_part_about_speed_is_the_results():
+    found, _ = bench_results.load(RESULTS)
+    part = bench_report.readme(found, RESULTS, README)
+    assert f"<!-- speed -->\n{part}\n<!-- /speed -->" in README.read_text(encoding="utf-8")
 
 
 def test_error_message():

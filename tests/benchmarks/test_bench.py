@@ -2,15 +2,14 @@
 
 import functools
 import json
-import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from epilogue.benchmarks import bench, cli, timing
+from epilogue.benchmarks import bench, bench_report, bench_results, cli, timing
 from epilogue.benchmarks.cases import BOTH, INFERENCE, MODES, SUITES, TRAINING, Case, Suite
 from epilogue.benchmarks.providers import PROVIDERS, TUNED, Provider
+from epilogue.benchmarks.report import table
 
 CASE = Case("mlp", BOTH, "tiny", 40, 32, 48, "relu", "bfloat16", "ieee", True)
 SUITE = Suite(600, 1, (CASE, CASE._replace(op="glu", mode=INFERENCE), CASE._replace(op="linear", mode=TRAINING)))
@@ -68,6 +67,23 @@ def test_a_run_is_written(tmp_path, device, capsys):
     assert row["providers"]["addmm_activation"] == {"skipped": "inference only"}
     assert "first 1 cases" in result["rows"][1]["providers"][TUNED]["skipped"]
     assert str(path) in capsys.readouterr().out
+
+
+def test_the_report_reads_what_a_run_writes(tmp_path, monkeypatch):
+    head = bench.machine() | {"gpu": "none, in a test"}
+    monkeypatch.setattr(bench, "machine", lambda: head)
+    monkeypatch.setattr(bench, "PROVIDERS", {**bench.PROVIDERS, "epilogue": wrong(QUICK["epilogue"])})
+    bench.run("wrong", SUITE._replace(cases=SUITE.cases[:1]), "cpu", tmp_path)
+    monkeypatch.setattr(bench, "PROVIDERS", QUICK)
+    bench.run("tiny", SUITE._replace(tuned=0, cases=SUITE.cases[1:]), "cpu", tmp_path)
+    (results,), left_out = bench_results.load(tmp_path)
+    assert left_out == []
+    assert results.rows.keys() == {*SUITE.cases}
+    assert results.rows[CASE].absent["epilogue"].startswith("failed: ")
+    assert all(row.ratio("eager") and row.of_roof() for case, row in results.rows.items() if case != CASE)
+    text = bench_report.text(results, table)
+    assert "ours failed in 1 more" in text
+    assert str(SUITE.cases[0]) in text
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -152,8 +168,7 @@ def test_what_has_no_result_is_said(arguments):
 
 def test_the_report_is_asked_for(monkeypatch, tmp_path):
     calls = []
-    report = SimpleNamespace(main=lambda *arguments: calls.append(arguments) or 3)
-    monkeypatch.setitem(sys.modules, "epilogue.benchmarks.bench_report", report)
+    monkeypatch.setattr(bench_report, "main", lambda *arguments: calls.append(arguments) or 3)
     monkeypatch.setattr(bench, "main", lambda name, ops, directory: 0)
     assert cli.main(["bench", "--report", str(tmp_path), "--readme", "README.md"]) == 3
     assert cli.main(["bench", "--json", str(tmp_path), "--plot"]) == 3

@@ -38,7 +38,7 @@ def test_the_package_runs_as_a_module(tmp_path):
     assert "epilogue demo --interpret" in result.stdout
 
 
-@pytest.mark.parametrize("command", ["demo", "doctor", "host-cost", "audit", "memory", "bench"])
+@pytest.mark.parametrize("command", ["demo", "doctor", "host-cost", "audit", "memory", "bench", "training", "gpu-run"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main([command, "--help"])

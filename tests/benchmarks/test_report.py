@@ -33,3 +33,7 @@ def test_the_commit_is_that_of_the_repository(monkeypatch):
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", report.commit())
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: SimpleNamespace(stdout=""))
     assert report.commit() == "unknown"
+
+
+def test_no_cell_ends_its_row():
+    assert report.markdown([("a", "b"), ("x | y", "z")]) == "| a | b |\n| --- | --- |\n| x \\| y | z |"
