@@ -1,16 +1,15 @@
 """The command line: `epilogue demo`, `epilogue doctor`, `epilogue memory`, …
 
-Importing this file imports neither torch nor Triton: a command does when it runs, so that `--help` is quick, `doctor` works on a broken
-installation, and `demo --interpret` can set Triton's switch in time.
+What the commands do is in commands.py.
 """
 
 import argparse
-import importlib.util
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from epilogue.benchmarks import commands as run
 
 EXAMPLES = """examples:
   epilogue demo                train on handwritten digits: stock torch.nn and epilogue, side by side
@@ -63,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", default=Path("out"), help="folder of the picture (default %(default)s)"
     )
     demo.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
-    demo.set_defaults(command=_demo)
+    demo.set_defaults(command=run.demo)
 
     doctor = commands.add_parser(
         "doctor",
@@ -71,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Print versions, the GPU, the backend that each kind of array takes and why not another, and check one kernel "
         "against the NumPy reference. Exit status 1 where that check fails.",
     )
-    doctor.set_defaults(command=_doctor)
+    doctor.set_defaults(command=run.doctor)
 
     host_cost = commands.add_parser(
         "host-cost",
@@ -80,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "epilogue.linear(x, w, b), without grad and forward + backward.",
     )
     host_cost.add_argument("--json", type=Path, metavar="FILE", help="write the measurement and what it ran on to FILE")
-    host_cost.set_defaults(command=_host_cost)
+    host_cost.set_defaults(command=run.host_cost)
     _add_audit(commands)
     _add_memory(commands)
     _add_tune(commands)
@@ -108,7 +107,7 @@ def _add_audit(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--costs", type=Path, metavar="FILE",
         help="instead write what each formula costs in an epilogue: kernels/triton/costs.json, which the choice of a kernel reads",
     )  # fmt: skip
-    audit.set_defaults(command=_audit)
+    audit.set_defaults(command=run.audit)
 
 
 def _add_memory(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -127,7 +126,7 @@ def _add_memory(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     memory.add_argument(
         "--from", dest="source", type=Path, metavar="FILE", help="count nothing, read what --json wrote"
     )
-    memory.set_defaults(command=_memory)
+    memory.set_defaults(command=run.memory)
 
 
 def _add_tune(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -157,7 +156,7 @@ def _add_tune(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     tune.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     tune.add_argument("--minutes", type=float, default=10.0, metavar="N", help="when to stop (default %(default)g)")
     tune.add_argument("--out", type=Path, metavar="FILE", help="save there rather than in the cache")
-    tune.set_defaults(command=_tune)
+    tune.set_defaults(command=run.tune)
 
 
 def _shape(text: str) -> tuple[str, int, int, int]:
@@ -190,7 +189,7 @@ def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     bench.add_argument("--plot", action="store_true", help="draw the results in that DIR")
     bench.add_argument("--report", type=Path, metavar="DIR", help="time nothing, make tables of the results in DIR")
     bench.add_argument("--readme", type=Path, metavar="FILE", help="put the report into this README's part about speed")
-    bench.set_defaults(command=_bench)
+    bench.set_defaults(command=run.bench)
 
 
 def _add_training(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -203,7 +202,7 @@ def _add_training(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         "losses and times nothing.",
     )
     training.add_argument("--json", type=Path, metavar="DIR", help="write training-<gpu>.json into DIR")
-    training.set_defaults(command=_training)
+    training.set_defaults(command=run.training)
 
 
 def _add_gpu_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -220,7 +219,7 @@ def _add_gpu_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     gpu_run.add_argument(
         "--out", type=Path, metavar="DIR", default=Path("out/gpu"), help="the folder (default %(default)s)"
     )
-    gpu_run.set_defaults(command=_gpu_run)
+    gpu_run.set_defaults(command=run.gpu_run)
 
 
 def _minutes(text: str) -> float:
@@ -237,125 +236,3 @@ def _steps(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"a number of steps is 1 or more, got {text!r}")
     return int(text)
-
-
-def _demo(args: argparse.Namespace) -> int:
-    _need("demo", "demo", {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm"})
-    if args.interpret:
-        if args.device == "cuda":
-            raise SystemExit("epilogue demo: --interpret runs on the CPU; leave out --device cuda")
-        _need_triton("demo --interpret")
-        if os.environ.get("TRITON_INTERPRET") != "1":
-            _restart_interpreted(args.argv)
-    from epilogue.benchmarks import demo
-
-    return demo.main(args.interpret, args.steps, args.out, args.device)
-
-
-def _doctor(args: argparse.Namespace) -> int:
-    from epilogue.benchmarks.report import table, versions
-
-    print(table([("package", "version"), *versions().items()]), end="\n\n")
-    try:
-        from epilogue.benchmarks import doctor
-    except (ImportError, OSError) as error:  # OSError: one of torch's own libraries is missing
-        print(f"FAILED: {error}. Without torch NumPy arrays alone are served, by the reference.")
-        return 1
-    return doctor.main()
-
-
-def _host_cost(args: argparse.Namespace) -> int:
-    from epilogue.benchmarks import host_cost
-
-    return host_cost.main(args.json)
-
-
-def _audit(args: argparse.Namespace) -> int:
-    _need("audit", "bench", {"tqdm": "tqdm"})
-    _need_triton("audit")
-    from epilogue.triton import INTERPRET
-
-    if INTERPRET:
-        raise SystemExit("epilogue audit: with TRITON_INTERPRET set Triton compiles nothing; unset it")
-    from epilogue.benchmarks import audit
-
-    return audit.write_costs(args.costs) if args.costs else audit.main(args.arch, args.json)
-
-
-def _tune(args: argparse.Namespace) -> int:
-    _need("tune", "bench", {"platformdirs": "platformdirs", "tqdm": "tqdm"})
-    _need_triton("tune")
-    from epilogue.benchmarks import tune
-
-    shapes = args.shapes or [(args.op, tokens, *args.model_dims) for tokens in tune.TOKENS]
-    try:
-        return tune.main(shapes, args.activation, args.dtype, args.minutes, args.out)
-    except ValueError as error:  # an activation that is not there, or needs parameters
-        raise SystemExit(f"epilogue tune: {error}") from error
-
-
-def _memory(args: argparse.Namespace) -> int:
-    _need("memory", "bench", {"matplotlib": "matplotlib", "tqdm": "tqdm"})
-    if args.source is None:
-        _need_triton("memory")
-        import torch
-
-        if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-            _restart_interpreted(args.argv)
-    elif not args.source.is_file():
-        raise SystemExit(f"epilogue memory: there is no file {args.source}; --json writes one")
-    from epilogue.benchmarks import memory
-
-    return memory.main(args.source, args.json, args.plot, args.readme)
-
-
-def _bench(args: argparse.Namespace) -> int:
-    _need("bench", "bench", {"matplotlib": "matplotlib", "tqdm": "tqdm"})
-    if args.report:
-        return _bench_report(args.report, args.readme, args.plot)
-    if args.readme:
-        raise SystemExit("epilogue bench: --readme takes a report; give --report DIR, the folder of the results")
-    if args.plot and not args.json:
-        raise SystemExit("epilogue bench: --plot draws results that were written; give --json DIR")
-    from epilogue.benchmarks import bench
-
-    status = bench.main(args.suite, args.op, args.json)
-    if args.plot and args.json.is_dir():  # without a GPU it may not be there
-        return _bench_report(args.json, None, True) or status
-    return status
-
-
-def _bench_report(directory: Path, readme: Path | None, plots: bool) -> int:
-    from epilogue.benchmarks import bench_report
-
-    return bench_report.main(directory, readme, plots)
-
-
-def _training(args: argparse.Namespace) -> int:
-    _need("training", "bench", {"tqdm": "tqdm"})
-    from epilogue.benchmarks import training
-
-    return training.main(args.json)
-
-
-def _gpu_run(args: argparse.Namespace) -> int:
-    from epilogue.benchmarks import gpu_run
-
-    return gpu_run.main(args.minutes, args.out)
-
-
-def _need(command: str, extra: str, distributions: dict[str, str]) -> None:
-    missing = [name for module, name in distributions.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise SystemExit(f'epilogue {command}: {", ".join(missing)} not installed; pip install "epilogue[{extra}]"')
-
-
-def _need_triton(what: str) -> None:
-    if importlib.util.find_spec("triton") is None:
-        raise SystemExit(f"epilogue {what} needs Triton, which pip installs on Linux alone: pip install triton")
-
-
-def _restart_interpreted(argv: list[str]) -> None:
-    """The same command in a fresh process: this one has read Triton's switch already, when it imported `epilogue`."""
-    command = [sys.executable, "-m", "epilogue", *argv]
-    os.execve(sys.executable, command, {**os.environ, "TRITON_INTERPRET": "1"})

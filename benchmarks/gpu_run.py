@@ -58,7 +58,21 @@ def steps(out: Path) -> list[Step]:
         Step("bench-headline", 14, (*epilogue, "bench", "--suite", "headline", *results)),
         Step("memcheck", 10, (*sanitizer, "memcheck", *pytest, "-q", EDGES), sanitized),
         Step("racecheck", 10, (*sanitizer, "racecheck", *pytest, "-q", EDGES, "-k", "config"), sanitized),
-        Step("tune", 10, (*epilogue, "tune", "--model-dims", "4096", "14336", "--minutes", "{minutes}")),
+        Step(
+            "tune",
+            10,
+            (
+                *epilogue,
+                "tune",
+                "--model-dims",
+                "4096",
+                "14336",
+                "--minutes",
+                "{minutes}",
+                "--out",
+                str(out / "tuned.json"),
+            ),
+        ),
         Step("training", 6, (*epilogue, "training", *results)),
         Step("host-cost", 2, (*epilogue, "host-cost", "--json", str(out / "host_cost_gpu.json"))),
         Step("memory", 4, (*epilogue, "memory", "--json", str(out / "memory_gpu.json"))),
@@ -93,11 +107,15 @@ def refusal(step: Step, left: float) -> str | None:
     return None
 
 
+def command_of(step: Step, allowed: float) -> list[str]:
+    """The command, told to stop by itself after four fifths of the minutes that it is allowed, where it can be."""
+    return [word.replace("{minutes}", str(math.ceil(0.8 * allowed))) for word in step.command]
+
+
 def one(step: Step, left: float, out: Path) -> Outcome:
     """Run the step, its output into a log, and end it when its minutes or the run's are over."""
     allowed = min(step.minutes, left)
-    planned = math.ceil(0.8 * allowed)
-    command = [word.replace("{minutes}", str(planned)) for word in step.command]
+    command = command_of(step, allowed)
     log = out / f"{step.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"{step.name}: at most {allowed:.1f} minutes, {log}", flush=True)
@@ -135,7 +153,7 @@ def main(minutes: float, out: Path) -> int:
     todo = steps(out)
     if not torch.cuda.is_available():
         print(f"torch finds no GPU here. With one, this would run in at most {minutes:g} minutes, in this order:")
-        lines = [(step.name, f"{step.minutes:g}", shlex.join(step.command)) for step in todo]
+        lines = [(step.name, f"{step.minutes:g}", shlex.join(command_of(step, step.minutes))) for step in todo]
         print(table([("step", "minutes", "command"), *lines]))
         return 0
     outcomes = run(todo, minutes, out)
