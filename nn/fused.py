@@ -152,13 +152,11 @@ class Fold:
         self.owner, self.layer, self.act, self.fast_path = owner, layer, act, fast_path
 
     def serves(self, layer: Any) -> bool:
-        return (
-            getattr(self.owner, self.layer, None) is layer  # rather than an adapter's that took its place
-            and type(layer) is layer._epilogue_class
-            and unhooked(layer)
-            and is_plain(layer.weight)
-            and self._is_folded(getattr(self.owner, self.act.name, None))
-        )
+        current: object = getattr(self.owner, self.layer, None)
+        if current is not layer:  # but an adapter that took its place
+            return False
+        plain = type(layer) is layer._epilogue_class and unhooked(layer) and is_plain(layer.weight)
+        return plain and self._is_folded(getattr(self.owner, self.act.name, None))
 
     def _is_folded(self, act: Any) -> bool:
         if isinstance(act, FoldedFunction):

@@ -139,10 +139,10 @@ def _restore(*modules: Any) -> None:
                 plan.owner.activation_relu_or_gelu = plan.fast_path
 
 
-def _patterns(name: str, given: str | Iterable[str] | None) -> list[str]:
-    patterns = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [given]
+def _patterns(name: str, given: Any) -> list[str]:
     if given is None:
         return []
+    patterns = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
     if not all(isinstance(pattern, str) for pattern in patterns):
         raise TypeError(f"fuse: {name} must be a shell pattern of module paths, or several; got {given!r}")
     return patterns
