@@ -152,10 +152,8 @@ class Fold:
         self.owner, self.layer, self.act, self.fast_path = owner, layer, act, fast_path
 
     def serves(self, layer: Any) -> bool:
-        current: object = getattr(self.owner, self.layer, None)
-        if current is not layer:  # but an adapter that took its place
-            return False
-        plain = type(layer) is layer._epilogue_class and unhooked(layer) and is_plain(layer.weight)
+        replaced = getattr(self.owner, self.layer, None) is not layer  # by an adapter, say
+        plain = not replaced and type(layer) is layer._epilogue_class and unhooked(layer) and is_plain(layer.weight)
         return plain and self._is_folded(getattr(self.owner, self.act.name, None))
 
     def _is_folded(self, act: Any) -> bool:
