@@ -266,7 +266,10 @@ def _reduced(module: Any) -> tuple:
         raise TypeError(
             f"{type(module).__name__} is made of a fused module by another library and cannot be copied or pickled; unfuse first"
         )
-    return _rebuilt, type(module).__bases__, module.__dict__
+    state = (
+        module.__getstate__() if hasattr(module, "__getstate__") else module.__dict__
+    )  # Python 3.10 has it on request alone
+    return _rebuilt, type(module).__bases__, state
 
 
 def _rebuilt(mixin: type, cls: type) -> Any:

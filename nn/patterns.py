@@ -60,7 +60,7 @@ def _recognised(module: nn.Module) -> Activation | None:
         return None
     try:
         with torch.no_grad():
-            y = module(_GRID)
+            y = module.forward(_GRID)  # a call would run a user's hooks
     except Exception:  # it wants something else than a tensor, or another shape
         return None
     if not isinstance(y, Tensor) or y.shape != _GRID.shape or y.dtype != _GRID.dtype:

@@ -44,11 +44,11 @@ class Row(NamedTuple):
 
 @dataclass
 class Report:
-    """What `fuse` found; prints as a table. As a context manager it takes back at its end what was fused."""
+    """What `fuse` found; prints as a table. As a context manager it takes back at its end what that call fused."""
 
-    model: nn.Module
     fused: list[Row] = field(default_factory=list)
     refused: list[Row] = field(default_factory=list)
+    undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     def __str__(self) -> str:
         rows = [("module", "pattern", "activation", ""), *self.fused, *self.refused]
@@ -60,7 +60,8 @@ class Report:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        unfuse(self.model)
+        for undo in reversed(self.undo):
+            undo()
 
 
 def fuse(
@@ -90,8 +91,7 @@ def fuse(
     if not isinstance(model, nn.Module):
         raise TypeError(f"fuse: model must be a torch.nn.Module, got {type(model).__name__}")
     wanted, unwanted = _patterns("include", include) or ["*"], _patterns("exclude", exclude)
-    report = Report(model)
-    undone: list[Callable[[], None]] = []
+    report = Report()
     try:
         for path, module in list(model.named_modules()):
             if not _matches(path, wanted) or _matches(path, unwanted) or is_fused(module):
@@ -99,10 +99,9 @@ def fuse(
             for row, change in _found(path, module, verify):
                 (report.refused if row.reason else report.fused).append(row)
                 if change is not None and not dry_run:
-                    undone.append(change(module))
+                    report.undo.append(change(module))
     except BaseException:
-        for undo in reversed(undone):
-            undo()
+        report.__exit__()
         raise
     for row in report.fused:
         LOG.info("fused %s: %s, %s", *row[:3])
@@ -130,7 +129,9 @@ def unfuse(model: nn.Module) -> list[str]:
 
 def _restore(*modules: Any) -> None:
     for module in modules:
-        plan = module.__dict__.pop(KEY)
+        plan = module.__dict__.pop(KEY, None)
+        if plan is None:  # taken back already
+            continue
         module.__class__ = original(module)
         if isinstance(plan, Fold):
             if isinstance(getattr(plan.owner, plan.act.name, None), FoldedFunction):

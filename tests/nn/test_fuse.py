@@ -504,6 +504,11 @@ def test_for_a_while():
     with pytest.raises(KeyError), fuse(module):
         raise KeyError
     assert unfuse(module) == []
+    fuse(module, include="a")
+    with fuse(module) as report:
+        assert [row.path for row in report.fused] == ["b.mlp", "c"]
+        unfuse(module["c"])
+    assert unfuse(module) == ["a"]  # fused before, and so it stays
 
 
 def test_twice_is_once():
@@ -545,9 +550,11 @@ def test_on_the_meta_device():
 def test_hooks_of_the_block_stay():
     module, seen = Gated(), []
     module.register_forward_hook(lambda *args: seen.append("block"))
+    module.act_fn.register_forward_hook(lambda *args: seen.append("activation"))
     fuse(module)
+    assert seen == []  # trials are not the user's calls
     module(torch.randn(2, 8))
-    assert seen == ["block"]
+    assert seen == ["activation", "block"]
 
 
 def test_what_another_library_made_of_it():
