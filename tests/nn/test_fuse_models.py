@@ -304,3 +304,24 @@ def test_timm(make, pattern, timm_mlp):
     assert kinds == ([pattern] if pattern else kinds)
     assert pattern or set(kinds) <= {"linear + activation"}
     assert_same(run(), expected)
+
+
+# --- weights that are elsewhere until a layer is called
+
+
+@pytest.mark.parametrize("fused_first", [True, False])
+def test_offloaded(fused_first):
+    accelerate = pytest.importorskip("accelerate")
+    model = build("LlamaForCausalLM")
+    expected = model(**inputs(model)).logits.detach()
+    if fused_first:
+        fuse(model)
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    if not fused_first:
+        assert len(fuse(model).fused) == 2
+    assert model.model.layers[0].mlp.gate_proj.weight.is_meta
+    with torch.no_grad():
+        assert_same([model(**inputs(model)).logits], [expected])
+    accelerate.hooks.remove_hook_from_submodules(model)
+    assert_same([model(**inputs(model)).logits.detach()], [expected])
+    unfuse(model)
