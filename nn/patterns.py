@@ -156,8 +156,9 @@ def _run_at(children: list[tuple[str, Any]], at: int) -> Run | None:
 
 def lone_layers(owner: nn.Module) -> list[str]:
     """The linear layers whose sizes no other of the owner's has (that is a gated MLP, of which one gate would be the lesser half), if the
-    owner is a block of a model rather than the model."""
-    if any(isinstance(module, nn.ModuleList) for module in owner.modules()):
+    owner is a block of a model rather than the model, which has stacks of blocks."""
+    stacks = [module for module in owner.modules() if isinstance(module, nn.ModuleList)]
+    if any(next(block.children(), None) is not None for stack in stacks for block in stack):
         return []
     sizes = {name: tuple(weight_of(child).shape) for name, child in owner._modules.items() if is_linear(child)}
     return [name for name in sizes if list(sizes.values()).count(sizes[name]) == 1]

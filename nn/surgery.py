@@ -179,7 +179,7 @@ def _found(path: str, module: nn.Module, verify: bool) -> list[tuple[Row, Change
     if folds:
         return [(Row(path, "linear + activation", act.entry.name), _fold(layer, act)) for layer, act in folds]
     if reason or why:
-        return [(Row(path, "mlp", ", ".join(act.entry.name for act in acts_of(module)), reason or why or ""), None)]
+        return [(Row(path, "mlp", ", ".join(act.entry.name for act in acts_of(module)), why or reason or ""), None)]
     stacks = [parameter.shape for parameter in module.parameters(recurse=False) if parameter.ndim == 3]
     if len(stacks) > 1 and min(stacks[0]) > 1 and stacks[0][0] == stacks[1][0]:
         return [
@@ -198,7 +198,7 @@ def _tried(module: nn.Module, blocks: list[Block]) -> tuple[Block | None, str]:
     for small in (True, False):
         for features in dict.fromkeys(_features(module, block.gate or block.up) for block in blocks):
             try:
-                attempt = Trial(module, features, block=True, small=small)
+                attempt = Trial(module, [features], block=True, small=small)
             except Untried as error:
                 untried = str(error)
                 continue
@@ -216,7 +216,7 @@ def _tried(module: nn.Module, blocks: list[Block]) -> tuple[Block | None, str]:
 def _run_tried(sequential: nn.Sequential, run: Run) -> bool:
     alone = nn.Sequential(OrderedDict((name, sequential.get_submodule(name)) for name in run.names))
     change = functools.partial(_swapped, mixin=FusedSequentialMixin, plan=[replace(run, first=0)])
-    return Trial(alone, _features(alone, run.block.up), block=True, small=True).error(change) <= TOLERANCE
+    return Trial(alone, [_features(alone, run.block.up)], block=True, small=True).error(change) <= TOLERANCE
 
 
 def _folds(module: nn.Module) -> tuple[list[tuple[str, Act]], str]:
@@ -224,18 +224,32 @@ def _folds(module: nn.Module) -> tuple[list[tuple[str, Act]], str]:
     layers, acts = lone_layers(module), {act.name: act for act in acts_of(module)}
     if not layers or not acts:
         return [], ""
+    widths = [_features(module, layer) for layer in layers]
+    widths += [
+        tensor.shape[0] for child in module.children() for tensor in child.parameters(recurse=False) if tensor.ndim == 1
+    ]
     why = ""
-    for features in dict.fromkeys(_features(module, layer) for layer in layers):
+    for stubs in range(
+        4
+    ):  # where it cannot be called as it is, without its attention, which returns one, two or three things
+        call = functools.partial(Trial, module, dict.fromkeys(widths), stubs=stubs)
         try:
-            attempt = Trial(module, features)
+            found = trial.calls(call(meta=True), layers, list(acts))
         except Untried as error:
-            why = str(error) if _like_an_mlp(module, layers) else ""
+            why = why or str(error)
             continue
-        pairs = trial.calls(attempt, layers, list(acts))
-        errors = {pair: attempt.error(_fold(pair[0], acts[pair[1]])) for pair in pairs}
-        good = [(layer, acts[act]) for (layer, act), error in errors.items() if error <= TOLERANCE]
-        return good, f"it computes something else, differing by {max(errors.values()):.1e}" if errors else ""
-    return [], why
+        pairs = {act: layer for layer, act in reversed(found)}  # an activation is folded into one layer, the first
+        if not pairs:
+            return [], ""
+        try:
+            attempt = call()
+        except Untried as error:
+            why = why or str(error)
+            continue
+        errors = {act: attempt.error(_fold(layer, acts[act])) for act, layer in pairs.items()}
+        good = [(pairs[act], acts[act]) for act, error in errors.items() if error <= TOLERANCE]
+        return good, f"it computes something else, differing by {max(errors.values()):.1e}"
+    return [], why if _like_an_mlp(module, layers) else ""
 
 
 def _features(module: nn.Module, layer: str) -> int:

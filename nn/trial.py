@@ -8,7 +8,7 @@ import copy
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,16 +31,22 @@ class Untried(Exception):
 class Trial:
     """A module's copy and what it computes."""
 
-    def __init__(self, module: nn.Module, features: int, block: bool = False, small: bool = False) -> None:
-        """features: of the inputs to try, [..., features]. block: they are all that may be given to it. small: the linear layers get fewer
-        features, in proportion, which a module that knows its sizes by heart does not survive. Untried where it cannot be called."""
+    def __init__(
+        self, module: nn.Module, widths: Iterable[int], *, block: bool = False, small: bool = False, stubs: int = 0, meta: bool = False
+    ) -> None:  # fmt: skip
+        """widths: of the inputs to try, [..., width]. block: they are all that may be given to it. small: the linear layers get fewer
+        features, in proportion, which a module that knows its sizes by heart does not survive. stubs: children that have children (an
+        attention) only hand on their input, in a tuple of that length where it is more than 1. meta: without numbers.
+        Untried where it cannot be called."""
         sizes = _small_sizes(module) if small else {}
-        self.module = _copied(module, sizes)
-        self.device = next(self.module.parameters()).device
-        self.arguments = self._arguments(sizes.get(features, features), block)
-        self.expected = self.results()
+        self.device = _device(module, sizes, meta)
+        self.module = _copied(module, sizes, self.device)
+        if stubs:
+            _stub(self.module, stubs)
+        self.arguments = self._arguments([sizes.get(width, width) for width in widths], block)
 
-    def results(self) -> list[list[Tensor]]:
+    @functools.cached_property
+    def expected(self) -> list[list[Tensor]]:
         return [_outputs(self.module, args, scale, training, self.device) for training, scale, args in self._settings()]
 
     def _settings(self) -> Iterator[tuple[bool, float, list[Any]]]:
@@ -50,10 +56,10 @@ class Trial:
 
     def error(self, change: Callable[[nn.Module], Callable[[], None]]) -> float:
         """The largest relative difference that a change makes, which returns what takes it back; inf where the module then cannot run."""
+        wanted, worst = self.expected, 0.0
         undo = change(self.module)
         try:
-            worst = 0.0
-            for (training, scale, args), expected in zip(self._settings(), self.expected, strict=True):
+            for (training, scale, args), expected in zip(self._settings(), wanted, strict=True):
                 actual = _outputs(self.module, args, scale, training, self.device)
                 if [t.shape for t in actual] != [t.shape for t in expected]:
                     return float("inf")
@@ -66,32 +72,44 @@ class Trial:
             undo()
         return worst
 
-    def _arguments(self, features: int, block: bool) -> list[Any]:
-        """The first form of input that the module takes: x of three, two or four axes, and for what else it asks for None, or x again."""
+    def _arguments(self, widths: list[int], block: bool) -> list[Any]:
+        """The first form of input that the module takes: x of three, two or four axes, images with the channels first among them, and for
+        what else it asks for None, or x again."""
         parameters = inspect.signature(self.module.forward).parameters.values()
         asked = sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
         if block and asked != 1:
             raise Untried(f"its forward takes {asked} arguments, not hidden states alone")
-        first_error = None
-        for others in (None, "x")[: 1 if asked < 2 else 2]:
-            for shape in ((2, 3, features), (3, features), (1, 3, 3, features)):
-                x = torch.randn(
-                    shape,
-                    generator=torch.Generator(self.device).manual_seed(1),
-                    dtype=torch.float64,
-                    device=self.device,
-                )
-                args = [x, *([x if others else None] * max(0, asked - 1))]
+        first_error: Exception | None = None
+        for n, again in itertools.product(widths, (False, True)[: 1 + (asked > 1)]):
+            for shape in ((2, 4, n), (8, n), (1, 4, 4, n), (1, n, 4, 4)):
+                x = _random(shape, self.device, _generator(self.device, 1))
+                args = [x, *([x if again else None] * max(0, asked - 1))]
                 try:
                     _outputs(self.module, args, 1.0, False, self.device)
                 except Exception as error:  # as above
                     first_error = first_error or error
                 else:
                     return args
-        message = str(first_error).strip().splitlines()
-        raise Untried(
-            f"it does not take hidden states alone: {type(first_error).__name__}: {message[0] if message else ''}"
-        )
+        message = str(first_error).strip().partition("\n")[0]
+        raise Untried(f"it does not take hidden states alone: {type(first_error).__name__}: {message}")
+
+
+class Stub(nn.Module):
+    """In place of a child that matters not: hands on the first tensor that it is given."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length = length
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        return x if self.length == 1 else (x, *[None] * (self.length - 1))
+
+
+def _stub(module: nn.Module, length: int) -> None:
+    for name, child in module.named_children():
+        if next(child.children(), None) is not None:
+            module._modules[name] = Stub(length)
 
 
 def _small_sizes(module: nn.Module) -> dict[int, int]:
@@ -105,25 +123,31 @@ def _small_sizes(module: nn.Module) -> dict[int, int]:
     return found
 
 
-def _copied(module: nn.Module, sizes: dict[int, int]) -> nn.Module:
-    memo: dict[int, Any] = {}
-    for child in module.children() if sizes else ():
-        if is_linear(child):
-            for parameter in child.parameters(recurse=False):
-                memo[id(parameter)] = nn.Parameter(torch.empty([sizes[size] for size in parameter.shape], device="cpu"))
+def _device(module: nn.Module, sizes: dict[int, int], meta: bool) -> torch.device:
+    """Where to try: where the module is, on the CPU if that is nowhere, or if its layers are small."""
+    found = {parameter.device for parameter in module.parameters()}
+    if meta:
+        return torch.device("meta")
+    return torch.device("cpu") if sizes or len(found) != 1 or torch.device("meta") in found else found.pop()
+
+
+def _copied(module: nn.Module, sizes: dict[int, int], device: torch.device) -> nn.Module:
+    small = (
+        {id(parameter) for child in module.children() if is_linear(child) for parameter in child.parameters()}
+        if sizes
+        else set()
+    )
+    generator, memo = _generator(device, 0), {}
+    for child in module.modules():
+        for tensor in (*child.parameters(recurse=False), *child.buffers(recurse=False)):
+            shape = [sizes[size] for size in tensor.shape] if id(tensor) in small else tensor.shape
+            memo[id(tensor)] = _drawn(tensor, shape, device, generator)
     try:
         other = copy.deepcopy(module, memo)
     except Exception as error:  # whatever a user's object raises
         raise Untried(f"it cannot be copied: {error}") from error
-    devices = {parameter.device for parameter in other.parameters()}
-    device = torch.device("cpu") if sizes or len(devices) > 1 or torch.device("meta") in devices else devices.pop()
-    generator = torch.Generator(device).manual_seed(0)
     probabilities = itertools.cycle((0.5, 0.3, 0.4, 0.2))  # different ones, which tells the places apart
     for child in other.modules():
-        for tensors in (child._parameters, child._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None:
-                    tensors[name] = _drawn(tensor, device, generator)  # type: ignore[assignment]
         if type(child) is nn.Dropout:
             child.p = next(probabilities)
         child.__dict__.pop("forward", None)
@@ -132,14 +156,22 @@ def _copied(module: nn.Module, sizes: dict[int, int]) -> nn.Module:
     return other
 
 
-def _drawn(tensor: Tensor, device: torch.device, generator: torch.Generator) -> Tensor:
-    """Of the same shape, float64; matrices keep the scale of what they multiply, vectors are about 1."""
+def _drawn(tensor: Tensor, shape: Sequence[int], device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """In the place of the tensor; matrices keep the scale of what they multiply, vectors are about 1."""
     if not tensor.is_floating_point():
-        return torch.zeros_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
-    shape = tensor.shape
-    drawn = torch.rand(shape, generator=generator, dtype=torch.float64, device=device).sub_(0.5).mul_(3.4)  # variance 1
-    drawn = drawn / shape[-1] ** 0.5 if tensor.ndim > 1 else 1.0 + drawn / 4
+        return torch.zeros_like(tensor, device=device) if tensor.is_meta else tensor.detach().to(device, copy=True)
+    drawn = _random(shape, device, generator)
+    drawn = drawn / shape[-1] ** 0.5 if len(shape) > 1 else 1.0 + drawn / 4
     return nn.Parameter(drawn, requires_grad=False) if isinstance(tensor, nn.Parameter) else drawn
+
+
+def _generator(device: torch.device, seed: int) -> torch.Generator | None:
+    return None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
+
+
+def _random(shape: Sequence[int], device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """float64 of variance 1; uniform, which is quick."""
+    return torch.rand(shape, generator=generator, dtype=torch.float64, device=device).sub_(0.5).mul_(3.4)
 
 
 def _outputs(module: nn.Module, args: list[Any], scale: float, training: bool, device: torch.device) -> list[Tensor]:
@@ -169,7 +201,7 @@ def _difference(actual: Tensor, expected: Tensor) -> float:
 
 
 def calls(trial: Trial, layers: list[str], acts: list[str]) -> list[tuple[str, str]]:
-    """(layer, activation) wherever in a call of the copy the activation gets the very tensor that the layer returned, each called once."""
+    """(layer, activation) wherever in a call of the copy the activation gets the very tensor that the layer, called once, returned."""
     module = trial.module
     made: dict[str, list[Any]] = {name: [] for name in layers}
     given: dict[str, list[Any]] = {name: [] for name in acts}
@@ -204,5 +236,5 @@ def calls(trial: Trial, layers: list[str], acts: list[str]) -> list[tuple[str, s
         (layer, act)
         for layer, outputs in made.items()
         for act, inputs in given.items()
-        if len(outputs) == len(inputs) == 1 and outputs[0] is inputs[0]
+        if len(outputs) == 1 and any(x is outputs[0] for x in inputs)
     ]

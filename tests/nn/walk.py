@@ -11,6 +11,7 @@ import copy
 import json
 import signal
 import sys
+import time
 import warnings
 from typing import Any
 
@@ -98,6 +99,7 @@ def walk(types: list[str] | None = None) -> dict[str, dict[str, Any]]:
         model_class = MODEL_MAPPING[config_class]
         if isinstance(model_class, tuple):
             model_class = model_class[0]
+        start = time.monotonic()
         signal.alarm(SECONDS)
         try:
             model = model_of(config_class, model_class)
@@ -120,7 +122,11 @@ def walk(types: list[str] | None = None) -> dict[str, dict[str, Any]]:
             results[name] = {"failed": f"{type(error).__name__}: {error}"[:300]}
         finally:
             signal.alarm(0)
-        print(name, {key: len(value) for key, value in results[name].items()}, flush=True)
+        counts = {key: len(value) for key, value in results[name].items()}
+        refused = {(cls, row[-1]) for cls, *row in results[name].get("refused", [])}
+        print(
+            f"{name}: {time.monotonic() - start:.0f} s, {counts}, {results[name].get('wrong')}, {refused}", flush=True
+        )
     return results
 
 
