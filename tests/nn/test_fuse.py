@@ -86,6 +86,29 @@ def sequential():
     )  # fmt: skip
 
 
+class VisionMLP(nn.Sequential):
+    """As torchvision's: a class of its own that builds what nn.Sequential calls."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(8, 12), nn.GELU(), nn.Dropout(0.1), nn.Linear(12, 8), nn.Dropout(0.2))
+
+
+class Stacked(nn.Module):
+    """One activation behind several layers, which it is called for in turn."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 12), nn.Linear(12, 8)
+        self.layers = nn.ModuleList([nn.Linear(12, 12), nn.Linear(12, 12)])
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        x = self.act(self.first(x))
+        for layer in self.layers:
+            x = self.act(layer(x))
+        return self.last(x)
+
+
 BLOCKS = {
     "gated": (Gated, "gated", "silu"),
     "gated, bias, own class": (lambda: Gated(Other(), True), "gated", "quick_gelu"),
@@ -100,6 +123,8 @@ BLOCKS = {
     "layer, module": (lambda: Layer(nn.Mish()), "linear + activation", "mish"),
     "dense": (Dense, "linear + activation", "tanh"),
     "sequential": (sequential, "sequential", "relu, leaky_relu"),
+    "sequential of a class": (VisionMLP, "sequential", "gelu"),
+    "one activation for several": (Stacked, "linear + activation", "relu"),
     "encoder layer": (lambda: nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), "linear + activation", "relu"),
     "encoder layer, gelu": (
         lambda: nn.TransformerEncoderLayer(8, 2, 12, activation="gelu"),
@@ -166,7 +191,7 @@ def test_the_same_numbers(name, training, counted):
     assert not report.refused
     for actual, wanted in zip(trained(module, x), expected, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=1e-10)
-    assert counted == [OPERATION.get(pattern, "linear")] * (2 if pattern == "sequential" else 1)
+    assert counted == [OPERATION.get(pattern, "linear")] * (2 if name == "sequential" else 1)
     assert list(module.state_dict()) == keys
     assert module.training == training
 
