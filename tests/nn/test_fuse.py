@@ -459,6 +459,31 @@ def test_what_is_refused(cls, reason, caplog):
     assert type(module["mlp"]) is cls
 
 
+def test_the_report_groups_what_differs_in_numbers_alone():
+    def rows(*paths, reason=""):
+        return [surgery.Row(path, "gated", "silu", reason) for path in paths]
+
+    report = surgery.Report(
+        rows(*(f"layers.{i}.mlp" for i in range(12)), "mlp", "layers.3.fc1", "layers.3.fc2"),
+        [*rows("0.experts.8", "0.experts.9", "1.experts.10", "1.mlp", reason="no"), *rows("2.mlp", reason="neither")],
+    )
+    assert str(report).splitlines() == [
+        "15 fused, 5 refused",
+        "module            count  pattern  activation",
+        "layers.0…11.mlp   12     gated    silu",
+        "mlp               1      gated    silu",
+        "layers.3.fc1      1      gated    silu",
+        "layers.3.fc2      1      gated    silu",
+        "0…1.experts.8…10  3      gated    silu        no",
+        "1.mlp             1      gated    silu        no",
+        "2.mlp             1      gated    silu        neither",
+    ]
+    assert str(surgery.Report(rows("", "0", "1"))).splitlines()[2:] == [
+        "        1      gated    silu",
+        "0…1     2      gated    silu",
+    ]
+
+
 def test_half_a_block_is_better_than_none():
     """With the residual inside it is no MLP, but a linear layer with an activation it still has."""
     (row,) = fuse(Residual()).fused
