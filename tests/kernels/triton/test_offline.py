@@ -9,9 +9,6 @@ from epilogue.benchmarks.audit import every_activation, faults
 from epilogue.benchmarks.offline import SHARED_BYTES, compile_case, epilogue_cost, shipped
 from epilogue.catalogue import ACTIVATIONS
 
-# Triton 3.9 announces that a default will change in 3.10; which one it takes is the user's choice.
-pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
-
 # Beside the shipped kernels, every activation in the forward's largest tiles, and the dearest formulas in the backward's, which takes ten
 # seconds to compile. What the architectures have in common is tried on one of them; `epilogue audit` tries it all.
 DEAREST = ("gelu", "gelu_tanh", "mish", "softplus", "tanhshrink", "celu")
