@@ -132,7 +132,8 @@ def _forward(problem: Problem, device: str) -> tuple[Callable, Callable]:
         if choice == "library":
             if not library_serves(operands, keep):
                 return None
-            lost = operands._replace(x=torch.full_like(x[:1], torch.nan))  # torch's own activations keep NaN
+            # Torch's own activations keep NaN. Of all rows, since for one torch takes another way than cuBLASLt.
+            lost = operands._replace(x=torch.full_like(x, torch.nan))
             if not linear_fwd(lost, keep, "library")[0].isnan().all():
                 return None
         return lambda: linear_fwd(operands, keep, choice)
