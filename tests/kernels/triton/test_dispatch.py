@@ -13,6 +13,7 @@ from epilogue.triton.chips import CHIPS, INTERPRETER, precision
 from epilogue.triton.configs import DACT, DROPPED, GLU, LINEAR, TABLE, Config, Problem, shared_bytes
 from epilogue.triton.costs import UNKNOWN, formula_cost
 from epilogue.triton.dispatch import candidates, choose, fused_time, unfused_time
+from epilogue.triton.dropout import Dropout
 from epilogue.triton.operands import Operands
 from epilogue.triton.unfused import library_fwd, library_serves
 
@@ -250,6 +251,8 @@ def test_what_the_library_serves():
     assert library_serves(layer, "nothing")
     assert not library_serves(layer, "input")
     assert not library_serves(layer._replace(bias=None), "nothing")
+    assert not library_serves(layer._replace(gated=True), "nothing")
+    assert not library_serves(layer._replace(dropout=Dropout(0.1, torch.tensor([1]))), "nothing")
     assert not library_serves(layer._replace(act=epilogue.ACTIVATIONS["silu"]), "nothing")
     assert not library_serves(
         layer._replace(act=epilogue.ACTIVATIONS["gelu_tanh"]), "nothing"

@@ -49,8 +49,9 @@ def test_leading_axes(lead, device):
 
 
 @pytest.mark.parametrize(("m", "n", "k"), [(0, 5, 4), (3, 0, 4), (3, 5, 0), (0, 0, 0)])
+@pytest.mark.parametrize("kernel", ["fused", "unfused"])
 @pytest.mark.parametrize("op", ["linear", "glu", "glu packed"])
-def test_empty(op, m, n, k, rng, device):
+def test_empty(op, kernel, m, n, k, rng, device):
     args = checks.each(
         lambda a: torch.as_tensor(a).float().to(device).requires_grad_(), checks.arguments(op, rng, (2, m), (k, n, 1))
     )
