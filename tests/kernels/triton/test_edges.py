@@ -226,10 +226,12 @@ def test_unfused_over_many_blocks(act, keep, device):
     """What the pointwise kernels compute, drop and pack beyond their first block, beside cuBLAS's products."""
     m, n, k, gated = 20, 300, 16, act is SILU
     x, weight, down = (draw(*shape, device=device) for shape in ((m, k), ((1 + gated) * n, k), (k, n)))
-    layer = Operands(x, weight, None, None, None, act, (), gated)
+    layer = Operands(x.view(4, 5, k), weight, None, None, None, act, (), gated)
     dropout = Dropout(0.4, torch.tensor([7], device=device))
     mask = dropout_mask(dropout, m, n)
     y, kept = linear_fwd(layer, keep, "unfused")
+    assert y.shape == (4, 5, n)
+    y = y.view(m, n)
     z = torch.nn.functional.linear(x, weight)
     expected = checks.unfused("glu packed" if gated else "linear", {"x": x, "weight": weight, "bias": None}, act)
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
@@ -240,7 +242,7 @@ def test_unfused_over_many_blocks(act, keep, device):
         assert torch.equal(bits == 1, y > 0)
     with_dropout, again = linear_fwd(layer._replace(dropout=dropout), keep, "unfused")
     assert torch.equal(again, kept)
-    torch.testing.assert_close(with_dropout, y * mask)
+    torch.testing.assert_close(with_dropout.view(m, n), y * mask)
     call = x, down, kept, keep, act, (), gated
     needs = (keep == "input", True, False)
     dz, h, dbias, _ = linear_dact(*call, None, needs, "unfused")

@@ -34,7 +34,7 @@ def test_kernel_is_clean(case, arch):
     assert faults(case, arch, compile_case(case, arch)) == []
 
 
-BUDGETS = {"sigmoid_": 5, "gelu": 11, "gelu_tanh": 9, "gelu_grad": 15, "softplus": 14, "mish": 14}
+BUDGETS = {"sigmoid_": 5, "gelu": 12, "gelu_tanh": 9, "gelu_grad": 15, "softplus": 14, "mish": 14}
 """Formula -> instructions per element of an epilogue, of results in 16 bits."""
 
 
