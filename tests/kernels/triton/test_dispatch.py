@@ -44,6 +44,8 @@ def test_configs_fit_the_chip():
             problem = Problem(family, m, 4096, 4096, dtype, "tf32", tma, "silu", family is not LINEAR, True)
             for choice, *_ in candidates(problem, small):
                 assert choice == "unfused" or shared_bytes(choice, family, itemsize) <= small.shared_bytes
+    found = candidates(GELU, small._replace(shared_bytes=1))
+    assert {choice for choice, *_ in found} == {TABLE[LINEAR, True, 2][-1], "unfused"}  # the least there is
 
 
 def test_tiles_grow_with_the_product():
@@ -208,6 +210,7 @@ def test_measured_comes_first(nothing_measured):
     assert {candidate.choice for candidate in others} == {*TABLE[LINEAR, True, 2], "unfused"}
     assert choose(GELU, H200) == TILE
     assert choose(SWIGLU_BACKWARD._replace(family=DROPPED), H200) == "unfused"
+    assert [c.choice for c in candidates(SWIGLU_BACKWARD._replace(family=DROPPED), H200)].count("unfused") == 1
     assert not candidates(SWIGLU_BACKWARD, H200)[0].measured
 
 

@@ -3,10 +3,15 @@
 import pytest
 import torch
 
+import checks
+import epilogue
+
 pytest.importorskip("tqdm")
 from epilogue.benchmarks import tune
 from epilogue.benchmarks.timing import Timing
-from epilogue.triton import chips, tuned
+from epilogue.explanation import problems
+from epilogue.lookup import resolve_call
+from epilogue.triton import chips, dact, linear, tuned
 from epilogue.triton.configs import DACT, DROPPED, GLU, LINEAR, TABLE, Config, Problem
 
 PROBLEMS = [
@@ -99,3 +104,33 @@ def test_what_is_wrong_is_not_timed(problem, chip, device, monkeypatch):
         monkeypatch.setattr(tune, name, wrong)
     with pytest.raises(SystemExit, match="is wrong, error"):
         tune.fastest(problem, chip, device)
+
+
+@pytest.mark.parametrize("sizes", [(32, 48), (19, 29)], ids=["descriptor", "pointer"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("mode", ["inference", "training", "dropout"])
+@pytest.mark.parametrize("activation", ["gelu", "leaky_relu", "maxout"])
+@pytest.mark.parametrize("op", checks.OPS)
+def test_calls_ask_for_what_is_measured(op, activation, mode, dtype, sizes, chip, rng, device, monkeypatch):
+    """The problems that `tune` and `explain` go by are those of the calls themselves."""
+    name, gated = op.removesuffix(" packed"), "glu" in op or "gated" in op
+    dropout, training = mode == "dropout", mode != "inference"
+    if (activation == "maxout" and not gated) or (dropout and "mlp" not in op):
+        return
+    asked = []
+    for module in (linear, dact):
+        chosen = module.choose
+        monkeypatch.setattr(
+            module, "choose", lambda problem, chip, chosen=chosen: asked.append(problem) or chosen(problem, chip)
+        )
+    (k, n), m = sizes, 24
+    args = checks.each(
+        lambda a: torch.as_tensor(a).to(device, dtype).requires_grad_(training),
+        checks.arguments(op, rng, (m,), (k, n, k)),
+    )
+    options = {"dropout_p": 0.5, "training": True} if dropout else {}
+    y = getattr(epilogue, name)(**args, activation=activation, **options)
+    if training:
+        y.backward(torch.randn_like(y))
+    act, values = resolve_call(name, activation, {}, gated)
+    assert asked == [*problems(name, m, k, n, act, values, dtype, training, dropout, chip).values()]
