@@ -53,6 +53,19 @@ def test_the_fastest_is_saved(chip, device, tmp_path):
 
 
 @pytest.mark.usefixtures("unfused_wins")
+def test_what_was_found_counts_at_once(chip, device, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuned, "user_path", lambda chip: tmp_path / "tuned.json")
+    monkeypatch.setattr(tuned, "SHIPPED", tmp_path)
+    tuned.load.cache_clear()
+    assert tuned.load(chip) == {}
+    tune.choose(PROBLEMS[0], chip)
+    tune.run(PROBLEMS[:1], chip, tmp_path / "tuned.json", device, seconds=600)
+    assert tuned.load(chip) == {PROBLEMS[0]: ("unfused", 2.0)}
+    assert tune.choose.cache_info().currsize == 0
+    tuned.load.cache_clear()
+
+
+@pytest.mark.usefixtures("unfused_wins")
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: f"{problem.family.name}-{problem.activation}")
 def test_every_way_is_tried(problem, chip, device):
     timings = tune.fastest(problem, chip, device)
@@ -99,7 +112,8 @@ def test_what_is_wrong_is_not_timed(problem, chip, device, monkeypatch):
 
         def wrong(*args, right=right):
             first, *rest = right(*args)
-            return first + 0.1, *rest
+            first[-1] += 0.1
+            return first, *rest
 
         monkeypatch.setattr(tune, name, wrong)
     with pytest.raises(SystemExit, match="is wrong, error"):
