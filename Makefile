@@ -43,4 +43,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	rm -rf build $(VENV)/installed-*
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test]" --config-settings editable_mode=strict
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps timm  # which wants torchvision, and that another torch
 	touch $@

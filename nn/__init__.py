@@ -6,7 +6,8 @@ from epilogue.functional import load_torch
 
 from .linear import FusedGLU, FusedLinear
 from .mlp import FusedGatedMLP, FusedMLP
+from .surgery import Report, fuse, unfuse
 
-__all__ = ["FusedGLU", "FusedGatedMLP", "FusedLinear", "FusedMLP"]
+__all__ = ["FusedGLU", "FusedGatedMLP", "FusedLinear", "FusedMLP", "Report", "fuse", "unfuse"]
 
 load_torch(torch)  # now rather than inside a compiler's first trace

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from epilogue.checks import check_flag, check_probability
-from epilogue.eager import apply, is_plain, recomputed
+from epilogue.eager import apply, recomputed
 from epilogue.functional import gated_mlp, mlp
 
 from .activated import Activated
+from .plain import plain
 
 
 class FusedMLP(Activated):
@@ -47,7 +48,7 @@ class FusedMLP(Activated):
 
     def forward(self, x: Tensor) -> Tensor:
         up, down, params = self.up, self.down, self.activation_params()
-        if _plain(up) and _plain(down):
+        if plain(up, nn.Linear) and plain(down, nn.Linear):
             return mlp(
                 x, up.weight, down.weight, up.bias, down.bias,
                 self.activation, self.dropout, self.training, self.recompute, **params,
@@ -91,7 +92,7 @@ class FusedGatedMLP(Activated):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up, down, params = self.gate, self.up, self.down, self.activation_params()
-        if _plain(gate) and _plain(up) and _plain(down):
+        if all(plain(child, nn.Linear) for child in (gate, up, down)):
             return gated_mlp(
                 x, gate.weight, up.weight, down.weight, gate.bias, up.bias, down.bias,
                 self.activation, self.dropout, self.training, self.recompute, **params,
@@ -108,13 +109,3 @@ def _as_modules(block: "FusedMLP | FusedGatedMLP", hidden: Callable[[Tensor], Te
         return block.down(F.dropout(hidden(x), block.dropout, block.training))
 
     return recomputed(forward, x) if block.recompute else forward(x)
-
-
-def _plain(child: nn.Module) -> bool:
-    """Whether the child does nothing that reading its weight would skip."""
-    return (
-        type(child) is nn.Linear
-        and "forward" not in child.__dict__  # accelerate's hooks replace it on the instance
-        and is_plain(child.weight)
-        and not (child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks)
-    )

@@ -22,6 +22,7 @@ if not INTERPRET and not torch.cuda.is_available():
         "test_fast.py",
         "test_mlp.py",
         "test_tuning.py",
+        "test_fuse.py",
     ]
 
 

@@ -1,0 +1,168 @@
+"""`fuse` on one model of every type that transformers can make on the meta device: what it takes, what it refuses, and whether it is right.
+
+    python tests/nn/walk.py [TYPE …]
+
+Layers beyond the second are left out where a config has a number of layers: they repeat. Whatever is fused is computed once more, with
+other weights and inputs than `fuse` tried, by the module and by what became of it; one module of each class.
+"""
+
+import collections
+import copy
+import json
+import signal
+import sys
+import time
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from epilogue.nn import fuse, unfuse
+
+LAYERS = (
+    "num_hidden_layers",
+    "num_layers",
+    "n_layer",
+    "n_layers",
+    "encoder_layers",
+    "decoder_layers",
+    "num_decoder_layers",
+)
+SECONDS = 120
+
+
+def model_of(config_class: Any, model_class: Any) -> nn.Module:
+    """On the meta device; of two layers, or of all where the config then does not fit itself."""
+    for shorten in (True, False):
+        config = config_class()
+        if shorten:
+            shortened(config)
+        try:
+            with torch.device("meta"):
+                return model_class(config)
+        except Exception:
+            if not shorten:
+                raise
+    raise AssertionError
+
+
+def shortened(config: Any) -> None:
+    for name, value in list(vars(config).items()):
+        if name in LAYERS and isinstance(value, int) and value > 2:
+            setattr(config, name, 2)
+        elif hasattr(value, "to_dict"):
+            shortened(value)
+
+
+def wrong(model: nn.Module, paths: list[str]) -> list[str]:
+    """Of the paths that are fused, those whose module, materialised, computes something else than it does fused."""
+    found = []
+    for path in paths:
+        module = copy.deepcopy(model.get_submodule(path)).to_empty(device="cpu").double()
+        torch.manual_seed(1)
+        for parameter in module.parameters():
+            nn.init.normal_(parameter, std=0.05) if parameter.ndim > 1 else nn.init.uniform_(parameter)
+        layers = [child for child in module.children() if hasattr(child, "weight") and child.weight.ndim == 2]
+        fused, own = module, copy.deepcopy(module)
+        unfuse(own)
+        widths = dict.fromkeys(size for layer in layers for size in layer.weight.shape)
+        if not any(_equal(own, fused, width) for width in widths):
+            found.append(path)
+    return found
+
+
+def _equal(own: nn.Module, fused: nn.Module, width: int) -> bool:
+    x = 3.0 * torch.randn(2, 4, width, dtype=torch.float64)
+    try:
+        with torch.no_grad():
+            expected, actual = own.eval()(x), fused.eval()(x)
+    except Exception:
+        return False
+    return isinstance(expected, torch.Tensor) and torch.allclose(
+        actual, expected, 1e-9, 1e-9 * expected.abs().max().item()
+    )
+
+
+def walk(types: list[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Model type -> its rows of fuse's report, and what was wrong; or why there is no model."""
+    from transformers import CONFIG_MAPPING, MODEL_MAPPING
+
+    def too_long(*_: Any) -> None:
+        raise TimeoutError(f"took more than {SECONDS} s")
+
+    signal.signal(signal.SIGALRM, too_long)
+    results: dict[str, dict[str, Any]] = {}
+    for name, config_class in CONFIG_MAPPING.items():
+        if config_class not in MODEL_MAPPING or (types and name not in types):
+            continue
+        model_class = MODEL_MAPPING[config_class]
+        if isinstance(model_class, tuple):
+            model_class = model_class[0]
+        start = time.monotonic()
+        signal.alarm(SECONDS)
+        try:
+            model = model_of(config_class, model_class)
+        except Exception as error:
+            results[name] = {"no model": f"{type(error).__name__}: {error}"[:200]}
+            continue
+        finally:
+            signal.alarm(0)
+        signal.alarm(SECONDS)
+        try:
+            report = fuse(model)
+            classes = {path: type(module).__name__.removeprefix("Fused") for path, module in model.named_modules()}
+            of_class = {classes[row.path]: row.path for row in report.fused if row.pattern != "linear + activation"}
+            results[name] = {
+                "fused": [[classes[row.path], *row] for row in report.fused],
+                "refused": [[classes[row.path], *row] for row in report.refused],
+                "wrong": wrong(model, list(of_class.values())),
+            }
+        except Exception as error:
+            results[name] = {"failed": f"{type(error).__name__}: {error}"[:300]}
+        finally:
+            signal.alarm(0)
+        counts = {key: len(value) for key, value in results[name].items()}
+        refused = {(cls, row[-1]) for cls, *row in results[name].get("refused", [])}
+        print(
+            f"{name}: {time.monotonic() - start:.0f} s, {counts}, {results[name].get('wrong')}, {refused}", flush=True
+        )
+    return results
+
+
+UNABLE = ("it does not take", "its forward takes", "it cannot be copied")
+"""How the reasons begin that say nothing of what a module computes."""
+
+
+def coverage(results: dict[str, dict[str, Any]]) -> float:
+    """Of the modules that compute one of the formulas, or may and could not be tried, the share that is fused."""
+    fused = sum(len(result.get("fused", [])) for result in results.values())
+    unable = sum(reason.startswith(UNABLE) for result in results.values() for *_, reason in result.get("refused", []))
+    return fused / max(1, fused + unable)
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """By pattern: modules, their classes, and the model types that have them; then what was refused and why."""
+    by_pattern: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
+    for name, result in results.items():
+        for cls, _, pattern, *_ in result.get("fused", []):
+            by_pattern[pattern].append((cls, name))
+        for cls, _, pattern, _, reason in result.get("refused", []):
+            by_pattern[f"refused {pattern}: {reason[:60]}"].append((cls, name))
+    lines = [
+        f"{pattern}: {len(found)} modules of {len({cls for cls, _ in found})} classes in {len({name for _, name in found})} model types"
+        for pattern, found in sorted(by_pattern.items())
+    ]
+    models = [result for result in results.values() if "no model" not in result]
+    bad = {name: result["wrong"] for name, result in results.items() if result.get("wrong")}
+    failed = {name: result["failed"] for name, result in results.items() if "failed" in result}
+    return "\n".join(
+        [f"{len(models)} of {len(results)} model types made", *lines, f"wrong: {bad}", f"failed: {failed}"]
+    )
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    found = walk(sys.argv[1:])
+    print(json.dumps(found, indent=1), file=open("walk.json", "w"))  # noqa: SIM115
+    print(table(found))
