@@ -16,7 +16,7 @@ from epilogue import explain, linear, linear_backward, triton
 from epilogue.benchmarks.report import driver, table
 from epilogue.explanation import describe
 from epilogue.triton import tuned
-from epilogue.triton.chips import CHIPS
+from epilogue.triton.chips import CHIPS, Machine
 from epilogue.triton.chips import gpu as gpu_here
 
 KERNELS, INTERPRETED, EAGER = "Triton kernels", "Triton kernels, interpreted", "plain torch operations"
@@ -97,12 +97,18 @@ def choices() -> str:
             rows.append((call, step.name, describe(choice), f"{microseconds:.0f} {how}"))
             call = ""
     chip = CHIPS["H200"] if gpu else gpu_here(torch.cuda.current_device())
-    path, known = tuned.user_path(chip), len(tuned.load(chip))
-    where = f"Fused or not, on {'an ' if gpu else 'this '}{chip.name}{', which is not here' if gpu else ''}: "
-    where += f"{known} products measured, the others predicted by a model of the chip."
-    if not known and not gpu:
-        where += f" `epilogue tune` measures them, into {path}."
-    return f"{where}\n{table(rows)}"
+    return f"{basis(chip, here=gpu is None)}\n{table(rows)}"
+
+
+def basis(chip: Machine, here: bool) -> str:
+    """What the choices on this chip rest on, and how to measure more."""
+    known = len(tuned.load(chip))
+    text = f"Fused or not, on {'this ' if here else 'an '}{chip.name}{'' if here else ', which is not here'}: "
+    text += f"{known} products measured, the others predicted by a model of the chip."
+    if here and not known:
+        path = tuned.user_path(chip)
+        text += f" `epilogue tune` measures them, {f'into {path}' if path else 'once platformdirs is installed'}."
+    return text
 
 
 def check() -> int:

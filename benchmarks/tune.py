@@ -42,7 +42,8 @@ Shape = tuple[str, int, int, int]
 
 
 def to_measure(shapes: Iterable[Shape], activation: Any, dtype: torch.dtype, chip: Machine) -> list[Problem]:
-    """The products of these calls, in inference and training, each once; those first whose prediction is closest between fused and not."""
+    """The products of these calls, in inference and training, each once; those first whose prediction is closest between fused and not,
+    those last that were measured before."""
     found: dict[Problem, None] = {}
     for op, m, k, n in shapes:
         gated = op in GATED
@@ -54,12 +55,13 @@ def to_measure(shapes: Iterable[Shape], activation: Any, dtype: torch.dtype, chi
 
 
 def doubt(problem: Problem, chip: Machine) -> float:
-    """How far apart the model holds the fused and the unfused way, as the logarithm of their ratio; 0: it cannot tell."""
+    """How far apart the model holds the fused and the unfused way, as the logarithm of their ratio; infinite: it was measured before."""
     best: dict[bool, float] = {}
     for choice, microseconds, measured in candidates(problem, chip):
-        if not measured:
-            best.setdefault(isinstance(choice, Config), microseconds)
-    return abs(math.log(best[True] / best[False])) if len(best) == 2 else 0.0
+        if measured:
+            return math.inf
+        best.setdefault(isinstance(choice, Config), microseconds)
+    return abs(math.log(best[True] / best[False]))
 
 
 def run(problems: Sequence[Problem], chip: Machine, path: Path, device: str, seconds: float) -> list[str]:
@@ -132,7 +134,8 @@ def _forward(problem: Problem, device: str) -> tuple[Callable, Callable]:
         if choice == "library":
             if not library_serves(operands, keep):
                 return None
-            lost = operands._replace(x=torch.full_like(x[:1], torch.nan))  # torch's own activations keep NaN
+            # Torch's own activations keep NaN. Of all rows, since for one torch takes another way than cuBLASLt.
+            lost = operands._replace(x=torch.full_like(x, torch.nan))
             if not linear_fwd(lost, keep, "library")[0].isnan().all():
                 return None
         return lambda: linear_fwd(operands, keep, choice)

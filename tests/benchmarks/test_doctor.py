@@ -11,6 +11,8 @@ import torch
 from epilogue import triton
 from epilogue.benchmarks import doctor
 from epilogue.benchmarks.report import table, versions
+from epilogue.triton import tuned
+from epilogue.triton.chips import CHIPS
 
 
 def test_a_healthy_machine(capsys):
@@ -35,6 +37,16 @@ def test_what_the_choice_of_a_kernel_rests_on():
     assert ("an NVIDIA H200, which is not here" in printed) != torch.cuda.is_available()
     assert "cuBLAS and a pointwise kernel" in printed  # IEEE float32
     assert printed.count("gated_mlp, 8192 x 4096 -> 14336 -> 4096, silu, bfloat16, training") == 1
+
+
+@pytest.mark.parametrize("path", ["somewhere/tuned.json", None])
+def test_how_to_measure_more(path, monkeypatch):
+    monkeypatch.setattr(tuned, "load", lambda chip: {})
+    monkeypatch.setattr(tuned, "user_path", lambda chip: path)
+    end = f"into {path}." if path else "once platformdirs is installed."
+    assert doctor.basis(CHIPS["H200"], here=True).endswith(
+        f"0 products measured, the others predicted by a model of the chip. `epilogue tune` measures them, {end}"
+    )
 
 
 def test_without_triton(monkeypatch, capsys):
