@@ -5,6 +5,7 @@ which the choice then stands. Products are measured in the order in which the mo
 """
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -111,9 +112,14 @@ def _measured(runner: Callable, check: Callable, choices: Iterable[Choice], devi
     calls = {}
     for choice in choices:
         call = runner(choice)
-        if call is not None:
+        if call is None:
+            continue
+        try:
             check(choice, call())
-            calls[choice] = call
+        except Exception as error:  # out of resources, say; the others may run
+            tqdm.write(f"{describe(choice)} does not run: {error}", file=sys.stderr)
+            continue
+        calls[choice] = call
     return measure(calls, device) if calls else {}  # type: ignore[return-value, arg-type]
 
 

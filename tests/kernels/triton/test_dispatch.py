@@ -234,7 +234,8 @@ def test_gelu_and_silu_stand_for_all(nothing_measured):
 
 def test_a_librarys_epilogue_stands_for_itself(nothing_measured):
     tuned.save({GELU: ("library", 1.0)}, H200, nothing_measured)
-    assert choose(GELU, H200) == "library"
+    assert choose(GELU, H200, library=True) == "library"
+    assert isinstance(choose(GELU, H200), Config)  # of a call that it does not serve, one without a bias for instance
     assert choose(GELU._replace(activation="mish"), H200) != "library"
 
 

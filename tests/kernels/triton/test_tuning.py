@@ -135,7 +135,7 @@ def test_calls_ask_for_what_is_measured(op, activation, mode, dtype, sizes, chip
     for module in (linear, dact):
         chosen = module.choose
         monkeypatch.setattr(
-            module, "choose", lambda problem, chip, chosen=chosen: asked.append(problem) or chosen(problem, chip)
+            module, "choose", lambda problem, *rest, chosen=chosen: asked.append(problem) or chosen(problem, *rest)
         )
     (k, n), m = sizes, 24
     args = checks.each(
@@ -148,3 +148,17 @@ def test_calls_ask_for_what_is_measured(op, activation, mode, dtype, sizes, chip
         y.backward(torch.randn_like(y))
     act, values = resolve_call(name, activation, {}, gated)
     assert asked == [*problems(name, m, k, n, act, values, dtype, training, dropout, chip).values()]
+
+
+@pytest.mark.usefixtures("unfused_wins")
+def test_what_does_not_run_is_left_out(chip, device, monkeypatch, capsys):
+    right = tune.linear_fwd
+
+    def short_of_memory(operands, keep, choice):
+        if isinstance(choice, Config):
+            raise RuntimeError("out of resource: shared memory")
+        return right(operands, keep, choice)
+
+    monkeypatch.setattr(tune, "linear_fwd", short_of_memory)
+    assert set(tune.fastest(PROBLEMS[1], chip, device)) == {"unfused"}
+    assert "does not run: out of resource: shared memory" in capsys.readouterr().err
