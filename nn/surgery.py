@@ -3,6 +3,7 @@
 import fnmatch
 import functools
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -211,23 +212,20 @@ def _block(path: str, block: Block) -> tuple[Row, Change]:
 
 def _tried(module: nn.Module, blocks: list[Block]) -> tuple[Block | None, str]:
     """The first that computes what the module does, or why none: how far the nearest is off, or that it could not be called."""
-    nearest, untried = float("inf"), ""
+    nearest, untried = math.inf, ""
     for small in (True, False):
         for features in dict.fromkeys(_features(module, block.gate or block.up) for block in blocks):
             try:
                 attempt = Trial(module, [features], block=True, small=small)
+                for block in blocks:
+                    if _features(module, block.gate or block.up) == features:
+                        off = attempt.error(functools.partial(_swapped, mixin=FusedMixin, plan=block))
+                        if off <= TOLERANCE:
+                            return block, ""
+                        nearest = min(nearest, off)
             except Untried as error:
                 untried = str(error)
-                continue
-            for block in blocks:
-                if _features(module, block.gate or block.up) == features:
-                    off = attempt.error(functools.partial(_swapped, mixin=FusedMixin, plan=block))
-                    if off <= TOLERANCE:
-                        return block, ""
-                    nearest = min(nearest, off)
-    return None, f"it computes something else, the nearest differs by {nearest:.1e}" if nearest < float(
-        "inf"
-    ) else untried
+    return None, untried if math.isinf(nearest) else f"it computes something else, the nearest differs by {nearest:.1e}"
 
 
 def _run_tried(sequential: nn.Sequential, run: Run) -> bool:
@@ -260,10 +258,10 @@ def _folds(module: nn.Module) -> tuple[list[tuple[str, Act]], str]:
             return [], ""
         try:
             attempt = call()
+            errors = {act: attempt.error(_fold(layer, acts[act])) for act, layer in pairs.items()}
         except Untried as error:
             why = why or str(error)
             continue
-        errors = {act: attempt.error(_fold(layer, acts[act])) for act, layer in pairs.items()}
         good = [(pairs[act], acts[act]) for act, error in errors.items() if error <= TOLERANCE]
         return good, f"it computes something else, differing by {max(errors.values()):.1e}"
     return [], why if _like_an_mlp(module, layers) else ""

@@ -426,6 +426,16 @@ class Needy(Gated):
         return super().forward(x) + position
 
 
+class Mixer(Plain):
+    """An MLP over another axis, which images of as many columns as rows do not show."""
+
+    def __init__(self):
+        super().__init__(between=0.0, after=0.0)
+
+    def forward(self, x):
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
 class Experts(nn.Module):
     def __init__(self):
         super().__init__()
@@ -435,9 +445,17 @@ class Experts(nn.Module):
         return torch.bmm(torch.bmm(x, self.up).relu(), self.down)
 
 
+class Untrainable(Gated):
+    def forward(self, x):
+        if self.training:
+            raise ValueError("for inference alone")
+        return super().forward(x)
+
+
 @pytest.mark.parametrize(
     ("cls", "reason"),
     [
+        (Untrainable, "it cannot be called: ValueError: for inference alone"),
         (Clamped, "it computes something else, the nearest differs by"),
         (Normed, r"it also holds norm \(LayerNorm\)"),
         (Scaled, "it computes something else, the nearest differs by 9.9e-03"),
@@ -488,6 +506,14 @@ def test_half_a_block_is_better_than_none():
     """With the residual inside it is no MLP, but a linear layer with an activation it still has."""
     (row,) = fuse(Residual()).fused
     assert row.pattern == "linear + activation"
+
+
+def test_an_mlp_over_another_axis():
+    module, x = Mixer().double(), torch.randn(2, 8, 8, dtype=torch.float64)
+    expected = module(x)
+    (row,) = fuse(module).fused
+    assert row.pattern == "linear + activation"
+    torch.testing.assert_close(module(x), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_layer_of_zeros_hides_nothing():
