@@ -96,13 +96,11 @@ def walk(types: list[str] | None = None) -> dict[str, dict[str, Any]]:
     for name, config_class in CONFIG_MAPPING.items():
         if config_class not in MODEL_MAPPING or (types and name not in types):
             continue
-        model_class = MODEL_MAPPING[config_class]
-        if isinstance(model_class, tuple):
-            model_class = model_class[0]
         start = time.monotonic()
         signal.alarm(SECONDS)
         try:
-            model = model_of(config_class, model_class)
+            model_class = MODEL_MAPPING[config_class]
+            model = model_of(config_class, model_class[0] if isinstance(model_class, tuple) else model_class)
         except Exception as error:
             results[name] = {"no model": f"{type(error).__name__}: {error}"[:200]}
             continue
