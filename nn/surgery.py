@@ -213,7 +213,9 @@ def _block(path: str, block: Block) -> tuple[Row, Change]:
 def _tried(module: nn.Module, blocks: list[Block]) -> tuple[Block | None, str]:
     """The first that computes what the module does, or why none: how far the nearest is off, or that it could not be called."""
     nearest, untried = math.inf, ""
-    for small in (True, False):
+    for small in (True, False):  # a copy as large as the module only where a small one cannot be called
+        if math.isfinite(nearest):
+            break
         for features in dict.fromkeys(_features(module, block.gate or block.up) for block in blocks):
             try:
                 attempt = Trial(module, [features], block=True, small=small)
