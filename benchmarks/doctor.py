@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from epilogue import explain, linear, linear_backward, triton
+from epilogue import explain, linear, linear_backward, operands, triton
 from epilogue.benchmarks.report import driver, table
 from epilogue.explanation import describe
 from epilogue.triton import tuned
@@ -20,7 +20,7 @@ from epilogue.triton.chips import CHIPS
 from epilogue.triton.chips import gpu as gpu_here
 
 KERNELS, INTERPRETED, EAGER = "Triton kernels", "Triton kernels, interpreted", "plain torch operations"
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in triton.DTYPES}
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in operands.DTYPES}
 
 
 def main() -> int:
@@ -68,7 +68,7 @@ def _cuda_backend(dtype: torch.dtype, served: str) -> tuple[str, str]:
     if torch.cuda.is_available():
         return _backend(torch.empty(1, 1, device="cuda", dtype=dtype))
     missing = triton.missing()
-    if missing or dtype not in triton.DTYPES:
+    if missing or dtype not in operands.DTYPES:
         return EAGER, f"{missing or served}; no GPU here"
     return KERNELS, "no GPU here, though"
 

@@ -1,0 +1,63 @@
+"""Which backend serves torch tensors on a GPU: what the user chose, else the first of Triton and CuPy that can."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+NAMES = ("triton", "cupy", "eager")
+
+
+def _named(name: str, where: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{where} must be one of {', '.join(NAMES)}; got {name!r}")
+    return name
+
+
+_from_environment = os.environ.get("EPILOGUE_BACKEND")
+_chosen: str | None = _named(_from_environment, "EPILOGUE_BACKEND") if _from_environment else None
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Within it CUDA tensors run on "triton", "cupy" or "eager" (plain torch operations), in every thread of this process.
+
+    EPILOGUE_BACKEND=cupy in the environment does so for the whole process. What the chosen kernels do not serve (float64, tensor
+    subclasses, CPU tensors) runs plain torch operations. A call's backward runs where its forward did. ValueError for another name,
+    RuntimeError where those kernels cannot run at all.
+    """
+    global _chosen
+    before = _chosen
+    missing = None if _named(name, "epilogue.backend: the name") == "eager" else _module(name).missing()
+    if missing:
+        raise RuntimeError(f"epilogue.backend: {name!r} cannot run here: {missing}")
+    _chosen = name
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def serving(x: Any, weight: Any) -> tuple[str, str]:
+    """(the backend of a torch tensor x with this weight or pair of weights, why that one)."""
+    if _chosen == "eager":
+        return _chosen, "plain torch operations were chosen"
+    refusals: list[str] = []
+    for name in (_chosen,) if _chosen else ("triton", "cupy"):
+        refusal = _module(name).refusal(x, weight)
+        if refusal is None:
+            return name, "; ".join(refusals) or ("it was chosen" if _chosen else "this device and dtype are served")
+        if refusal not in refusals:
+            refusals.append(refusal)
+    return "eager", "; ".join(refusals)
+
+
+def _module(name: str) -> Any:
+    """The module that says what the kernels of that backend refuse."""
+    if name == "cupy":
+        from .cupy import tensors
+
+        return tensors
+    from . import triton
+
+    return triton
