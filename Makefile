@@ -12,8 +12,9 @@ export PYTHONSAFEPATH := 1
 
 .PHONY: demo test gpu check format clean
 
+# BACKEND=cupy or eager: on a GPU in place of the Triton kernels.
 demo: $(INSTALLED)
-	$(BIN)/epilogue demo $(ARGS)
+	$(if $(BACKEND),EPILOGUE_BACKEND=$(BACKEND)) $(BIN)/epilogue demo $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/pytest -n auto

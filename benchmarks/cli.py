@@ -14,6 +14,8 @@ from epilogue.benchmarks import commands as run
 EXAMPLES = """examples:
   epilogue demo                train on handwritten digits: stock torch.nn and epilogue, side by side
   epilogue demo --interpret    a few steps through the Triton kernels themselves, on any Linux machine
+  epilogue demo --model llama  a small transformers Llama (or bert), stock and after epilogue.nn.fuse, side by side
+  epilogue fuse-report config.json    what fuse finds in that transformers model; module:function for one of your own
   epilogue doctor              what is installed, what runs where, and whether a kernel computes rightly
   epilogue host-cost           what one tiny call costs the host, against plain torch
   epilogue audit               compile every kernel without a GPU: registers, spills, instructions per element
@@ -44,11 +46,13 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser(
         "demo",
-        help="train a digit classifier twice, with torch.nn and with epilogue",
-        description="Train a small classifier of scikit-learn's handwritten digits twice from the same weights and batches: with "
-        "stock torch.nn and with epilogue's layers. Prints both side by side and draws both loss curves. Exit status 1 where "
-        "accuracy or agreement falls short of what the demo promises.",
+        help="train a small model twice, stock and with epilogue",
+        description="Train a small model twice from the same weights on the same batches. digits: a classifier of scikit-learn's "
+        "handwritten digits, of stock torch.nn and of epilogue's layers. llama, bert: a transformers model with random weights, stock "
+        "and after epilogue.nn.fuse, on the bytes of Python's standard library. Prints both side by side and draws both loss curves. "
+        "Exit status 1 where accuracy or agreement falls short of what the demo promises.",
     )
+    demo.add_argument("--model", choices=("digits", "llama", "bert"), default="digits", help="default: %(default)s")
     demo.add_argument(
         "--interpret", action="store_true", help="run the Triton kernels in Triton's interpreter, on the CPU"
     )
@@ -56,13 +60,14 @@ def _parser() -> argparse.ArgumentParser:
         "--steps",
         type=_steps,
         metavar="N",
-        help="training steps (default 400, or 6 with --interpret; fewer promise no accuracy)",
+        help="training steps (default 400 of digits, 120 of the others, 6 and 4 with --interpret; fewer promise agreement alone)",
     )
     demo.add_argument(
         "--out", type=Path, metavar="DIR", default=Path("out"), help="folder of the picture (default %(default)s)"
     )
     demo.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
     demo.set_defaults(command=run.demo)
+    _add_fuse_report(commands)
 
     doctor = commands.add_parser(
         "doctor",
@@ -87,6 +92,20 @@ def _parser() -> argparse.ArgumentParser:
     _add_training(commands)
     _add_gpu_run(commands)
     return parser
+
+
+def _add_fuse_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    report = commands.add_parser(
+        "fuse-report",
+        help="what epilogue.nn.fuse finds in a model",
+        description="Build a model on the meta device, where it takes no memory, and show what epilogue.nn.fuse would fuse in it, what "
+        "it would not, and why. Nothing is downloaded.",
+    )
+    report.add_argument(
+        "target", metavar="CONFIG.json | MODULE:FUNCTION",
+        help="a local transformers config, or a function without arguments that returns a model, importable from here",
+    )  # fmt: skip
+    report.set_defaults(command=run.fuse_report)
 
 
 def _add_audit(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

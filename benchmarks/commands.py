@@ -12,7 +12,8 @@ from pathlib import Path
 
 
 def demo(args: argparse.Namespace) -> int:
-    _need("demo", "demo", {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm"})
+    learner = {"sklearn": "scikit-learn"} if args.model == "digits" else {"transformers": "transformers"}
+    _need("demo", "demo", {**learner, "matplotlib": "matplotlib", "tqdm": "tqdm"})
     if args.interpret:
         if args.device == "cuda":
             raise SystemExit("epilogue demo: --interpret runs on the CPU; leave out --device cuda")
@@ -21,7 +22,15 @@ def demo(args: argparse.Namespace) -> int:
             _restart_interpreted(args.argv)
     from epilogue.benchmarks import demo
 
-    return demo.main(args.interpret, args.steps, args.out, args.device)
+    return demo.main(args.model, args.interpret, args.steps, args.out, args.device)
+
+
+def fuse_report(args: argparse.Namespace) -> int:
+    if args.target.endswith(".json"):
+        _need("fuse-report", "demo", {"transformers": "transformers"})
+    from epilogue.benchmarks import fuse_report
+
+    return fuse_report.main(args.target)
 
 
 def doctor(args: argparse.Namespace) -> int:

@@ -53,7 +53,7 @@ def steps(out: Path) -> list[Step]:
     sanitized = ("compute-sanitizer", EDGES)
     return [
         Step("doctor", 3, (*epilogue, "doctor")),
-        Step("tests", 15, (*pytest, "-n", "4"), ("tests",)),
+        Step("tests", 15, (*pytest, "-n", "logical"), ("tests",)),
         Step("bench-smoke", 5, (*epilogue, "bench", "--suite", "smoke", *results)),
         Step("bench-headline", 14, (*epilogue, "bench", "--suite", "headline", *results)),
         Step("memcheck", 10, (*sanitizer, "memcheck", *pytest, "-q", EDGES), sanitized),
@@ -139,8 +139,8 @@ def one(step: Step, left: float, out: Path) -> Outcome:
 
 
 def stop(process: subprocess.Popen) -> None:
-    """End a step and all that it started: ask, then kill."""
-    os.killpg(process.pid, signal.SIGTERM)
+    """End a step and all that it started: ask as Ctrl-C does, whereupon pytest still says what failed, then kill."""
+    os.killpg(process.pid, signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(PATIENCE)
     with contextlib.suppress(ProcessLookupError):  # nothing of it is left

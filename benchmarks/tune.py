@@ -5,6 +5,7 @@ which the choice then stands. Products are measured in the order in which the mo
 """
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -42,7 +43,8 @@ Shape = tuple[str, int, int, int]
 
 
 def to_measure(shapes: Iterable[Shape], activation: Any, dtype: torch.dtype, chip: Machine) -> list[Problem]:
-    """The products of these calls, in inference and training, each once; those first whose prediction is closest between fused and not."""
+    """The products of these calls, in inference and training, each once; those first whose prediction is closest between fused and not,
+    those last that were measured before."""
     found: dict[Problem, None] = {}
     for op, m, k, n in shapes:
         gated = op in GATED
@@ -54,12 +56,13 @@ def to_measure(shapes: Iterable[Shape], activation: Any, dtype: torch.dtype, chi
 
 
 def doubt(problem: Problem, chip: Machine) -> float:
-    """How far apart the model holds the fused and the unfused way, as the logarithm of their ratio; 0: it cannot tell."""
+    """How far apart the model holds the fused and the unfused way, as the logarithm of their ratio; infinite: it was measured before."""
     best: dict[bool, float] = {}
     for choice, microseconds, measured in candidates(problem, chip):
-        if not measured:
-            best.setdefault(isinstance(choice, Config), microseconds)
-    return abs(math.log(best[True] / best[False])) if len(best) == 2 else 0.0
+        if measured:
+            return math.inf
+        best.setdefault(isinstance(choice, Config), microseconds)
+    return abs(math.log(best[True] / best[False]))
 
 
 def run(problems: Sequence[Problem], chip: Machine, path: Path, device: str, seconds: float) -> list[str]:
@@ -109,9 +112,14 @@ def _measured(runner: Callable, check: Callable, choices: Iterable[Choice], devi
     calls = {}
     for choice in choices:
         call = runner(choice)
-        if call is not None:
+        if call is None:
+            continue
+        try:
             check(choice, call())
-            calls[choice] = call
+        except Exception as error:  # out of resources, say; the others may run
+            tqdm.write(f"{describe(choice)} does not run: {error}", file=sys.stderr)
+            continue
+        calls[choice] = call
     return measure(calls, device) if calls else {}  # type: ignore[return-value, arg-type]
 
 
@@ -132,7 +140,8 @@ def _forward(problem: Problem, device: str) -> tuple[Callable, Callable]:
         if choice == "library":
             if not library_serves(operands, keep):
                 return None
-            lost = operands._replace(x=torch.full_like(x[:1], torch.nan))  # torch's own activations keep NaN
+            # Torch's own activations keep NaN. Of all rows, since for one torch takes another way than cuBLASLt.
+            lost = operands._replace(x=torch.full_like(x, torch.nan))
             if not linear_fwd(lost, keep, "library")[0].isnan().all():
                 return None
         return lambda: linear_fwd(operands, keep, choice)

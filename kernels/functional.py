@@ -33,8 +33,9 @@ def linear(x, weight, bias=None, activation: Any = "gelu", **params):
 
     x [..., K], weight [N, K] (nn.Linear's layout), bias [N] or None -> [..., N], in the dtype of x (autocast's, where that is on).
     All of one dtype, float16, bfloat16, float32 or float64, and on one device; torch tensors, NumPy or CuPy arrays. Products accumulate in
-    float32 at least; the kernels and the reference apply bias and activation before the one rounding. Backward keeps x and the
-    pre-activation z, or y alone where y determines the derivative (relu, tanh, …).
+    float32 at least; the fused kernels and the reference apply bias and activation before the one rounding, where cuBLAS is faster
+    (`epilogue.explain`) z is rounded first, as in torch's own layers. Backward keeps x and the pre-activation z, or y alone where y
+    determines the derivative (relu, tanh, …).
 
     activation: whatever `epilogue.resolve` takes; its parameters are keywords with torch's names and defaults (`negative_slope=0.01`).
     prelu's slope and swish's beta may be tensors, one element or one per output channel, and get their gradient.

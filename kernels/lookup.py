@@ -75,7 +75,7 @@ def _resolve_module(torch, module) -> tuple[Activation, dict[str, Any]]:
         known = (*entry.params, *(keyword for name, keyword, _ in VARIANTS if name == entry.name))
         return _with_keywords(entry, {name: getattr(module, name) for name in known if hasattr(module, name)})
     raise TypeError(
-        f"no activation for the module {module!r}: expected one of torch.nn's own activations, such as nn.GELU(); "
+        f"no activation for the module {cls.__name__}: expected one of torch.nn's own activations, such as nn.GELU(); "
         "your own is one block: see epilogue.activation."
     )
 

@@ -3,6 +3,7 @@
 import fnmatch
 import functools
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -44,17 +45,18 @@ class Row(NamedTuple):
 
 @dataclass
 class Report:
-    """What `fuse` found; prints as a table. As a context manager it takes back at its end what that call fused."""
+    """What `fuse` found; prints as a table, in which rows whose paths differ in numbers alone are one: layers.0…31.mlp, and how many
+    those are. As a context manager it takes back at its end what that call fused."""
 
     fused: list[Row] = field(default_factory=list)
     refused: list[Row] = field(default_factory=list)
     undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     def __str__(self) -> str:
-        rows = [("module", "pattern", "activation", ""), *self.fused, *self.refused]
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = ["  ".join([*(row[i].ljust(widths[i]) for i in range(3)), row[3]]).rstrip() for row in rows]
-        return "\n".join([f"{len(self.fused)} fused, {len(self.refused)} refused", *lines])
+        lines = [("module", "count", "pattern", "activation", ""), *_grouped(self.fused), *_grouped(self.refused)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+        return "\n".join([f"{len(self.fused)} fused, {len(self.refused)} refused", *table])
 
     def __enter__(self) -> "Report":  # noqa: PYI034  typing.Self is of Python 3.11
         return self
@@ -62,6 +64,22 @@ class Report:
     def __exit__(self, *exception: object) -> None:
         for undo in reversed(self.undo):
             undo()
+
+
+def _grouped(rows: list[Row]) -> list[tuple[str, ...]]:
+    """(path, count, pattern, activation, reason), one for all rows whose paths differ in numbers alone."""
+    groups: dict[tuple[Any, ...], list[list[str]]] = {}
+    for path, *rest in rows:
+        names = path.split(".")
+        key = tuple("0" if name.isdecimal() else name for name in names)
+        groups.setdefault((key, *rest), []).append(names)
+    return [(_joined(paths), str(len(paths)), *rest) for (_, *rest), paths in groups.items()]
+
+
+def _joined(paths: list[list[str]]) -> str:
+    """[["layers", "0", "mlp"], ["layers", "1", "mlp"]] -> "layers.0…1.mlp"."""
+    columns = [sorted(set(column), key=lambda name: (len(name), name)) for column in zip(*paths, strict=True)]
+    return ".".join(names[0] if len(names) == 1 else f"{names[0]}…{names[-1]}" for names in columns)
 
 
 def fuse(
@@ -194,23 +212,20 @@ def _block(path: str, block: Block) -> tuple[Row, Change]:
 
 def _tried(module: nn.Module, blocks: list[Block]) -> tuple[Block | None, str]:
     """The first that computes what the module does, or why none: how far the nearest is off, or that it could not be called."""
-    nearest, untried = float("inf"), ""
+    nearest, untried = math.inf, ""
     for small in (True, False):
         for features in dict.fromkeys(_features(module, block.gate or block.up) for block in blocks):
             try:
                 attempt = Trial(module, [features], block=True, small=small)
+                for block in blocks:
+                    if _features(module, block.gate or block.up) == features:
+                        off = attempt.error(functools.partial(_swapped, mixin=FusedMixin, plan=block))
+                        if off <= TOLERANCE:
+                            return block, ""
+                        nearest = min(nearest, off)
             except Untried as error:
                 untried = str(error)
-                continue
-            for block in blocks:
-                if _features(module, block.gate or block.up) == features:
-                    off = attempt.error(functools.partial(_swapped, mixin=FusedMixin, plan=block))
-                    if off <= TOLERANCE:
-                        return block, ""
-                    nearest = min(nearest, off)
-    return None, f"it computes something else, the nearest differs by {nearest:.1e}" if nearest < float(
-        "inf"
-    ) else untried
+    return None, untried if math.isinf(nearest) else f"it computes something else, the nearest differs by {nearest:.1e}"
 
 
 def _run_tried(sequential: nn.Sequential, run: Run) -> bool:
@@ -243,10 +258,10 @@ def _folds(module: nn.Module) -> tuple[list[tuple[str, Act]], str]:
             return [], ""
         try:
             attempt = call()
+            errors = {act: attempt.error(_fold(layer, acts[act])) for act, layer in pairs.items()}
         except Untried as error:
             why = why or str(error)
             continue
-        errors = {act: attempt.error(_fold(layer, acts[act])) for act, layer in pairs.items()}
         good = [(pairs[act], acts[act]) for act, error in errors.items() if error <= TOLERANCE]
         return good, f"it computes something else, differing by {max(errors.values()):.1e}"
     return [], why if _like_an_mlp(module, layers) else ""

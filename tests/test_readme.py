@@ -36,10 +36,19 @@ def test_signatures_are_the_functions():
         assert " ".join(text.split()) == plain.replace("'", '"')
 
 
+def test_existing_models(capsys):
+    pytest.importorskip("transformers")
+    namespace: dict = {}
+    exec(BLOCKS[2], namespace)
+    assert f"```\n{capsys.readouterr().out}```\n" in README.read_text(encoding="utf-8")
+    assert namespace["unfuse"](namespace["bert"]) == []  # nothing is left fused
+    assert namespace["bert"].pooler.dense.weight.grad.isfinite().all()
+
+
 @pytest.mark.usefixtures("own_activations")
 def test_own_activation(tmp_path, monkeypatch):
     # From a file, since Triton reads a formula's source.
-    (tmp_path / "own_activation.py").write_text(BLOCKS[2], encoding="utf-8")
+    (tmp_path / "own_activation.py").write_text(BLOCKS[3], encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     import own_activation  # type: ignore[import-not-found]
 

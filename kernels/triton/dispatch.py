@@ -22,9 +22,12 @@ class Candidate(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4096)
-def choose(problem: Problem, chip: Machine) -> Choice:
-    """The choice of least time. The interpreter has no speed to speak of; it runs the kernels, which is what it is for."""
-    return candidates(problem, chip)[0].choice
+def choose(problem: Problem, chip: Machine, library: bool = False) -> Choice:
+    """The choice of least time; library: whether cuBLASLt's own epilogue serves this call, where it was measured to be that.
+
+    The interpreter has no speed to speak of; it runs the kernels, which is what it is for.
+    """
+    return next(choice for choice, *_ in candidates(problem, chip) if library or choice != "library")
 
 
 def candidates(problem: Problem, chip: Machine) -> list[Candidate]:

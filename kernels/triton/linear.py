@@ -142,12 +142,10 @@ def linear_fwd(operands: Operands, keep: str, choice: Choice | None = None) -> t
     keep "input": z [M, N] or gate|up [M, 2N]; "sign": whether act(z) > 0, bits in uint8 [M, ⌈N/8⌉]; else None.
     """
     if choice is None:
-        choice = choose(_problem(operands, keep), machine(operands.x))
+        choice = choose(_problem(operands, keep), machine(operands.x), library_serves(operands, keep))
     if isinstance(choice, Config):
         return _fused_fwd(operands, keep, choice)
-    if choice == "library" and library_serves(operands, keep):
-        return library_fwd(operands), None
-    return unfused_fwd(operands, keep, act_fwd)
+    return (library_fwd(operands), None) if choice == "library" else unfused_fwd(operands, keep, act_fwd)
 
 
 def _problem(operands: Operands, keep: str) -> Problem:

@@ -13,10 +13,7 @@ from epilogue.catalogue import ACTIVATIONS
 from epilogue.triton import INTERPRET
 from epilogue.triton.costs import PATH, formulas
 
-pytestmark = [
-    pytest.mark.skipif(INTERPRET, reason="Triton compiles nothing while it interprets"),
-    pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning"),
-]
+pytestmark = pytest.mark.skipif(INTERPRET, reason="Triton compiles nothing while it interprets")
 
 BACKWARD = Case("act_bwd", None, torch.bfloat16, "relu", False)
 FORWARD = next(case for case in shipped("sm_90") if case.kernel == "linear_fwd_tma" and not case.gated)

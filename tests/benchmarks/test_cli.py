@@ -38,7 +38,10 @@ def test_the_package_runs_as_a_module(tmp_path):
     assert "epilogue demo --interpret" in result.stdout
 
 
-@pytest.mark.parametrize("command", ["demo", "doctor", "host-cost", "audit", "memory", "bench", "training", "gpu-run"])
+@pytest.mark.parametrize(
+    "command",
+    ["demo", "fuse-report", "doctor", "host-cost", "audit", "memory", "bench", "training", "gpu-run"],
+)
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main([command, "--help"])
@@ -55,9 +58,11 @@ def test_steps_must_be_a_positive_number(steps, capsys):
 
 
 def test_a_missing_extra_is_named(lacks):
-    lacks("sklearn", "tqdm")
+    lacks("sklearn", "tqdm", "transformers")
     with pytest.raises(SystemExit, match=r'scikit-learn, tqdm not installed; pip install "epilogue\[demo\]"'):
         cli.main(["demo"])
+    with pytest.raises(SystemExit, match=r'transformers, tqdm not installed; pip install "epilogue\[demo\]"'):
+        cli.main(["demo", "--model", "bert"])
     with pytest.raises(SystemExit, match=r'epilogue memory: tqdm not installed; pip install "epilogue\[bench\]"'):
         cli.main(["memory"])
     with pytest.raises(SystemExit, match=r'epilogue audit: tqdm not installed; pip install "epilogue\[bench\]"'):

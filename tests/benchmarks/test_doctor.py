@@ -8,9 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from epilogue import triton
+from epilogue import cupy, triton
 from epilogue.benchmarks import doctor
 from epilogue.benchmarks.report import table, versions
+from epilogue.triton import tuned
+from epilogue.triton.chips import CHIPS
 
 
 def test_a_healthy_machine(capsys):
@@ -25,7 +27,7 @@ def test_every_kind_of_array_has_its_row():
     rows = {array: (backend, reason) for array, backend, reason in doctor.backends()}
     assert len(rows) == 8
     assert rows["torch.Tensor, CUDA, float64"][0] == doctor.EAGER
-    assert rows["cupy.ndarray"][0] == "nothing"
+    assert rows["cupy.ndarray"][0] == ("nothing" if cupy.missing() else "CuPy kernels and cuBLAS")
     assert all(reason for _, reason in rows.values())
 
 
@@ -37,12 +39,27 @@ def test_what_the_choice_of_a_kernel_rests_on():
     assert printed.count("gated_mlp, 8192 x 4096 -> 14336 -> 4096, silu, bfloat16, training") == 1
 
 
+@pytest.mark.parametrize("path", ["somewhere/tuned.json", None])
+def test_how_to_measure_more(path, monkeypatch):
+    monkeypatch.setattr(tuned, "load", lambda chip: {})
+    monkeypatch.setattr(tuned, "user_path", lambda chip: path)
+    end = f"into {path}." if path else "once platformdirs is installed."
+    assert doctor.basis(CHIPS["H200"], here=True).endswith(
+        f"0 products measured, the others predicted by a model of the chip. `epilogue tune` measures them, {end}"
+    )
+
+
 def test_without_triton(monkeypatch, capsys):
     monkeypatch.setattr(triton, "missing", lambda: "triton is not installed")
     assert doctor.check() == 0
     assert "triton is not installed" in capsys.readouterr().out
     rows = {array: rest for array, *rest in doctor.backends()}
     assert rows["torch.Tensor, CPU, TRITON_INTERPRET=1"] == [doctor.EAGER, "triton is not installed"]
+
+
+def test_the_table_says_what_serves(monkeypatch):
+    monkeypatch.setattr(doctor, "serving", lambda x, weight: ("cupy", "triton is not installed"))
+    assert ("torch.Tensor, CPU, float32", "CuPy kernels", "triton is not installed") in doctor.backends()
 
 
 @pytest.mark.parametrize(("error", "status"), [(2e-7, 0), (1e-2, 1), (math.nan, 1)])

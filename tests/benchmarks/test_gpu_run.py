@@ -46,10 +46,16 @@ def test_a_step_over_its_limit_is_ended(tmp_path):
     assert outcomes[0].seconds > 0
 
 
+def test_a_step_that_is_ended_may_still_speak(tmp_path):
+    code = "import time\ntry: time.sleep(600)\nexcept KeyboardInterrupt: print('what failed so far')"
+    gpu_run.run([python("tests", code, 10 * SHORT)], 60, tmp_path)
+    assert (tmp_path / "tests.log").read_text() == "what failed so far\n"
+
+
 def test_one_that_will_not_end_is_killed_with_its_children(monkeypatch):
     monkeypatch.setattr(gpu_run, "PATIENCE", 0.1)
     code = (
-        "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "import signal, subprocess, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN); "
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
         "print(child.pid, flush=True); time.sleep(600)"
     )

@@ -15,9 +15,6 @@ from epilogue.benchmarks import cli, memory, report
 from epilogue.benchmarks.shapes import SHAPES, Shape
 from epilogue.catalogue import ACTIVATIONS
 
-# Torch's own compiler imports a part of torch that torch has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-
 D, F = 64, 256
 GATED = Shape("gated", D, F, "silu", gated=True, bias=False)
 PLAIN = Shape("plain", D, F, "gelu", gated=False, bias=True)

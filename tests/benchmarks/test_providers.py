@@ -14,9 +14,6 @@ from epilogue.benchmarks import providers
 from epilogue.benchmarks.cases import BOTH, INFERENCE, MODES, SUITES, TRAINING, Case, operands
 from epilogue.benchmarks.providers import PROVIDERS, TUNED
 
-# Torch's own compiler imports a part of torch that torch has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-
 GATED = Case("gated_mlp", BOTH, "tiny", 5, 8, 12, "silu", "float32", "ieee", False)
 PLAIN = GATED._replace(op="mlp", activation="relu", bias=True)
 CASES = [

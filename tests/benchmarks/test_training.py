@@ -12,12 +12,6 @@ from epilogue.benchmarks.layers import STOCK, Layers
 from epilogue.benchmarks.stock import MLP
 from epilogue.benchmarks.timing import Timing
 
-# Torch's own compiler imports a part of torch that torch has deprecated, and on a GPU recommends TF32.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning"),
-]
-
 SMALL = training.TINY._replace(
     sizes=dict.fromkeys(training.TINY.sizes, Size(16, 32, 1, 2, 8)), steps=4, learning_rate=2e-2
 )

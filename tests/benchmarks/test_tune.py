@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 from epilogue.benchmarks import cli, tune
+from epilogue.triton import tuned
 from epilogue.triton.chips import CHIPS
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="would measure for minutes")
@@ -36,6 +37,13 @@ def test_the_least_certain_first():
     assert doubts == sorted(doubts)
     assert len(problems) == len(set(problems)) == 6
     assert problems[0].m == 256
+
+
+def test_what_was_measured_comes_last(monkeypatch):
+    shapes = [("linear", m, 4096, 14336) for m in (16, 256, 4096)]
+    problems = tune.to_measure(shapes, None, torch.bfloat16, CHIPS["H200"])
+    monkeypatch.setattr(tuned, "load", lambda chip: {problems[0]: ("unfused", 1.0)})
+    assert tune.to_measure(shapes, None, torch.bfloat16, CHIPS["H200"]) == [*problems[1:], problems[0]]
 
 
 @pytest.mark.parametrize("text", ["conv:1x2x3", "linear:1x2", "linear:0x2x3", "linear:axbxc", "linear"])

@@ -90,7 +90,6 @@ def test_compiles_in_one_graph_for_any_batch(op, device, rng):
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiles_with_inductor(device, rng):
     check_compiled("linear", device, rng, "inductor")
 
@@ -163,7 +162,6 @@ def test_recompute_steps_aside_for_torch_func(op, device, rng):
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own, by jvp
 @pytest.mark.parametrize("op", OPS)
 def test_ensembles_and_forward_mode_by_torch_func(op, device, rng):
     args = each(torch.Tensor.detach, tensors(arguments(op, rng), device, torch.float64))

@@ -86,6 +86,29 @@ def sequential():
     )  # fmt: skip
 
 
+class VisionMLP(nn.Sequential):
+    """As torchvision's: a class of its own that builds what nn.Sequential calls."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(8, 12), nn.GELU(), nn.Dropout(0.1), nn.Linear(12, 8), nn.Dropout(0.2))
+
+
+class Stacked(nn.Module):
+    """One activation behind several layers, which it is called for in turn."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 12), nn.Linear(12, 8)
+        self.layers = nn.ModuleList([nn.Linear(12, 12), nn.Linear(12, 12)])
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        x = self.act(self.first(x))
+        for layer in self.layers:
+            x = self.act(layer(x))
+        return self.last(x)
+
+
 BLOCKS = {
     "gated": (Gated, "gated", "silu"),
     "gated, bias, own class": (lambda: Gated(Other(), True), "gated", "quick_gelu"),
@@ -100,6 +123,8 @@ BLOCKS = {
     "layer, module": (lambda: Layer(nn.Mish()), "linear + activation", "mish"),
     "dense": (Dense, "linear + activation", "tanh"),
     "sequential": (sequential, "sequential", "relu, leaky_relu"),
+    "sequential of a class": (VisionMLP, "sequential", "gelu"),
+    "one activation for several": (Stacked, "linear + activation", "relu"),
     "encoder layer": (lambda: nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), "linear + activation", "relu"),
     "encoder layer, gelu": (
         lambda: nn.TransformerEncoderLayer(8, 2, 12, activation="gelu"),
@@ -166,7 +191,7 @@ def test_the_same_numbers(name, training, counted):
     assert not report.refused
     for actual, wanted in zip(trained(module, x), expected, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=1e-10)
-    assert counted == [OPERATION.get(pattern, "linear")] * (2 if pattern == "sequential" else 1)
+    assert counted == [OPERATION.get(pattern, "linear")] * (2 if name == "sequential" else 1)
     assert list(module.state_dict()) == keys
     assert module.training == training
 
@@ -401,6 +426,16 @@ class Needy(Gated):
         return super().forward(x) + position
 
 
+class Mixer(Plain):
+    """An MLP over another axis, which images of as many columns as rows do not show."""
+
+    def __init__(self):
+        super().__init__(between=0.0, after=0.0)
+
+    def forward(self, x):
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
 class Experts(nn.Module):
     def __init__(self):
         super().__init__()
@@ -410,9 +445,17 @@ class Experts(nn.Module):
         return torch.bmm(torch.bmm(x, self.up).relu(), self.down)
 
 
+class Untrainable(Gated):
+    def forward(self, x):
+        if self.training:
+            raise ValueError("for inference alone")
+        return super().forward(x)
+
+
 @pytest.mark.parametrize(
     ("cls", "reason"),
     [
+        (Untrainable, "it cannot be called: ValueError: for inference alone"),
         (Clamped, "it computes something else, the nearest differs by"),
         (Normed, r"it also holds norm \(LayerNorm\)"),
         (Scaled, "it computes something else, the nearest differs by 9.9e-03"),
@@ -434,10 +477,43 @@ def test_what_is_refused(cls, reason, caplog):
     assert type(module["mlp"]) is cls
 
 
+def test_the_report_groups_what_differs_in_numbers_alone():
+    def rows(*paths, reason=""):
+        return [surgery.Row(path, "gated", "silu", reason) for path in paths]
+
+    report = surgery.Report(
+        rows(*(f"layers.{i}.mlp" for i in range(12)), "mlp", "layers.3.fc1", "layers.3.fc2"),
+        [*rows("0.experts.8", "0.experts.9", "1.experts.10", "1.mlp", reason="no"), *rows("2.mlp", reason="neither")],
+    )
+    assert str(report).splitlines() == [
+        "15 fused, 5 refused",
+        "module            count  pattern  activation",
+        "layers.0…11.mlp   12     gated    silu",
+        "mlp               1      gated    silu",
+        "layers.3.fc1      1      gated    silu",
+        "layers.3.fc2      1      gated    silu",
+        "0…1.experts.8…10  3      gated    silu        no",
+        "1.mlp             1      gated    silu        no",
+        "2.mlp             1      gated    silu        neither",
+    ]
+    assert str(surgery.Report(rows("", "0", "1"))).splitlines()[2:] == [
+        "        1      gated    silu",
+        "0…1     2      gated    silu",
+    ]
+
+
 def test_half_a_block_is_better_than_none():
     """With the residual inside it is no MLP, but a linear layer with an activation it still has."""
     (row,) = fuse(Residual()).fused
     assert row.pattern == "linear + activation"
+
+
+def test_an_mlp_over_another_axis():
+    module, x = Mixer().double(), torch.randn(2, 8, 8, dtype=torch.float64)
+    expected = module(x)
+    (row,) = fuse(module).fused
+    assert row.pattern == "linear + activation"
+    torch.testing.assert_close(module(x), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_layer_of_zeros_hides_nothing():

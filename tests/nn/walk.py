@@ -130,6 +130,17 @@ def walk(types: list[str] | None = None) -> dict[str, dict[str, Any]]:
     return results
 
 
+UNABLE = ("it does not take", "its forward takes", "it cannot be copied")
+"""How the reasons begin that say nothing of what a module computes."""
+
+
+def coverage(results: dict[str, dict[str, Any]]) -> float:
+    """Of the modules that compute one of the formulas, or may and could not be tried, the share that is fused."""
+    fused = sum(len(result.get("fused", [])) for result in results.values())
+    unable = sum(reason.startswith(UNABLE) for result in results.values() for *_, reason in result.get("refused", []))
+    return fused / max(1, fused + unable)
+
+
 def table(results: dict[str, dict[str, Any]]) -> str:
     """By pattern: modules, their classes, and the model types that have them; then what was refused and why."""
     by_pattern: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)

@@ -37,7 +37,7 @@ def chosen(request, monkeypatch):
 
     unfused = hasattr(request.node, "callspec") and request.node.callspec.params.get("kernel") == "unfused"
 
-    def choose(problem, chip):
+    def choose(problem, chip, library=False):
         return (
             "unfused" if unfused else next(c.choice for c in candidates(problem, chip) if isinstance(c.choice, Config))
         )

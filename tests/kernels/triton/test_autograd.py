@@ -219,7 +219,6 @@ def test_checkpoint(arrays):
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated:DeprecationWarning")  # torch's own, in jvp
 def test_functorch_and_forward_mode_run_plain_operations(arrays):
     x, weight, bias = (t.detach() for t in arrays)
     gradient = torch.func.grad(lambda w: epilogue.linear(x, w, bias).sum())(weight)

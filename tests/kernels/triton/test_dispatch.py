@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import epilogue
-from epilogue.operands import Operands
+from epilogue.operands import Dropout, Operands
 from epilogue.triton import dispatch, tuned
 from epilogue.triton.chips import CHIPS, INTERPRETER, precision
 from epilogue.triton.configs import DACT, DROPPED, GLU, LINEAR, TABLE, Config, Problem, shared_bytes
@@ -43,6 +43,8 @@ def test_configs_fit_the_chip():
             problem = Problem(family, m, 4096, 4096, dtype, "tf32", tma, "silu", family is not LINEAR, True)
             for choice, *_ in candidates(problem, small):
                 assert choice == "unfused" or shared_bytes(choice, family, itemsize) <= small.shared_bytes
+    found = candidates(GELU, small._replace(shared_bytes=1))
+    assert {choice for choice, *_ in found} == {TABLE[LINEAR, True, 2][-1], "unfused"}  # the least there is
 
 
 def test_tiles_grow_with_the_product():
@@ -84,6 +86,55 @@ def test_the_model_by_hand():
     assert fused_time(problem._replace(m=65), config, chip) == pytest.approx(
         2.0 + 2 * (loop + epilogue_cycles) / 2.0 / 1e3
     )
+
+
+def test_the_model_of_other_kernels_by_hand(monkeypatch):
+    """A gated one, whose second weight counts twice over, and one without matrix instructions; special functions that bound."""
+    chip = H200._replace(processors=1, clock=2.0, bandwidth=1e9)
+
+    def microseconds(arithmetic, loads, pipeline, epilogue):
+        loop = 1000 * (max(arithmetic, loads) + min(arithmetic, loads) / 4) / pipeline
+        return pytest.approx(2.0 + (loop + 64 * 64 * epilogue) / 2.0 / 1e3)
+
+    monkeypatch.setattr(dispatch, "formula_cost", lambda *of: (1.0, 4.0))
+    gated = GELU._replace(family=GLU, m=64, n=64, k=1000, gated=True, keeps=False)
+    config = Config(64, 64, 64, 4, 3, True)
+    expected = microseconds(64 * 128 / (2048 * 0.855), (64 + 128) * 2 / 60, 0.99, 4 / 16)
+    assert fused_time(gated, config, chip) == expected
+    bound = chip._replace(bandwidth=1.0)
+    assert fused_time(gated, config, bound) == pytest.approx(2.0 + ((64 + 128) * 1000 + 64 * 64) * 2 / 0.9 / 1e3)
+    ieee = IEEE._replace(m=64, n=64, k=1000)
+    expected = microseconds(64 * 64 / 128, (64 + 64) * 4 / 60, 0.6, 4 / 16)
+    assert fused_time(ieee, Config(64, 64, 16, 4, 3), chip) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_model_of_cublas_by_hand(dtype, monkeypatch):
+    """Tiles of one size on four processors: five are two waves, one is split over all; then the pointwise kernel's instructions."""
+    monkeypatch.setattr(dispatch, "CUBLAS_TILES", ((128, 128),))
+    chip = H200._replace(processors=4, clock=2.0, bandwidth=1e9)
+    problem = GELU._replace(n=128, k=1000, activation="identity", dtype=dtype)
+    size = dtype.itemsize  # TF32 has half the rate of 16 bits
+    arithmetic, loads = 128 * 128 / (4096 / size * 0.855), (128 + 128) * size / 60
+    tile = 1000 * (max(arithmetic, loads) + min(arithmetic, loads) / 4)
+    for m, waves in ((640, 2), (128, 1 / 4)):
+        pointwise = m * 128 * (6 * 2 / 128) / 4  # reads z, writes y
+        expected = 2 * 2.0 + (waves * tile + pointwise) / 2.0 / 1e3
+        assert unfused_time(problem._replace(m=m), chip) == pytest.approx(expected)
+    gated = problem._replace(
+        family=GLU, gated=True, activation="bilinear", m=256
+    )  # four tiles; reads gate and up, writes y
+    instructions = formula_cost(epilogue.ACTIVATIONS["bilinear"], False, dtype)[0]
+    expected = 2 * 2.0 + (tile + 256 * 128 * (instructions + 6 * 3) / 128 / 4) / 2.0 / 1e3
+    assert unfused_time(gated, chip) == pytest.approx(expected)
+
+
+def test_what_fits_into_l2_is_not_read_again():
+    bound = H200._replace(bandwidth=1.0)
+    size, operands = 8192 * 14336 * 2, (8192 + 14336) * 4096 * 2
+    for l2, passes in ((2 * size, 2), (2 * size - 1, 3)):
+        expected = 2 * 2.0 + (operands + passes * size) / 0.9 / 1e3
+        assert unfused_time(GELU, bound._replace(l2_bytes=l2)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_memory_is_a_floor():
@@ -158,6 +209,7 @@ def test_measured_comes_first(nothing_measured):
     assert {candidate.choice for candidate in others} == {*TABLE[LINEAR, True, 2], "unfused"}
     assert choose(GELU, H200) == TILE
     assert choose(SWIGLU_BACKWARD._replace(family=DROPPED), H200) == "unfused"
+    assert [c.choice for c in candidates(SWIGLU_BACKWARD._replace(family=DROPPED), H200)].count("unfused") == 1
     assert not candidates(SWIGLU_BACKWARD, H200)[0].measured
 
 
@@ -181,7 +233,8 @@ def test_gelu_and_silu_stand_for_all(nothing_measured):
 
 def test_a_librarys_epilogue_stands_for_itself(nothing_measured):
     tuned.save({GELU: ("library", 1.0)}, H200, nothing_measured)
-    assert choose(GELU, H200) == "library"
+    assert choose(GELU, H200, library=True) == "library"
+    assert isinstance(choose(GELU, H200), Config)  # of a call that it does not serve, one without a bias for instance
     assert choose(GELU._replace(activation="mish"), H200) != "library"
 
 
@@ -250,6 +303,8 @@ def test_what_the_library_serves():
     assert library_serves(layer, "nothing")
     assert not library_serves(layer, "input")
     assert not library_serves(layer._replace(bias=None), "nothing")
+    assert not library_serves(layer._replace(gated=True), "nothing")
+    assert not library_serves(layer._replace(dropout=Dropout(0.1, torch.tensor([1]))), "nothing")
     assert not library_serves(layer._replace(act=epilogue.ACTIVATIONS["silu"]), "nothing")
     assert not library_serves(
         layer._replace(act=epilogue.ACTIVATIONS["gelu_tanh"]), "nothing"

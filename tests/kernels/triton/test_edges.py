@@ -49,8 +49,9 @@ def test_leading_axes(lead, device):
 
 
 @pytest.mark.parametrize(("m", "n", "k"), [(0, 5, 4), (3, 0, 4), (3, 5, 0), (0, 0, 0)])
+@pytest.mark.parametrize("kernel", ["fused", "unfused"])
 @pytest.mark.parametrize("op", ["linear", "glu", "glu packed"])
-def test_empty(op, m, n, k, rng, device):
+def test_empty(op, kernel, m, n, k, rng, device):
     args = checks.each(
         lambda a: torch.as_tensor(a).float().to(device).requires_grad_(), checks.arguments(op, rng, (2, m), (k, n, 1))
     )
@@ -216,3 +217,42 @@ def test_bias_gradient_of_many_rows(m, device):
     dz, _, dbias, _ = act_bwd(dy, z, "output", RELU, (), False, None, (True, False, True, False))
     torch.testing.assert_close(dz, torch.where(z > 0, dy, 0))
     torch.testing.assert_close(dbias, dz.double().sum(0).float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("act", "keep"), [(RELU, "sign"), (GELU, "input"), (SILU, "input")], ids=["relu", "gelu", "silu"]
+)
+def test_unfused_over_many_blocks(act, keep, device):
+    """What the pointwise kernels compute, drop and pack beyond their first block, beside cuBLAS's products."""
+    m, n, k, gated = 20, 300, 16, act is SILU
+    x, weight, down = (draw(*shape, device=device) for shape in ((m, k), ((1 + gated) * n, k), (k, n)))
+    layer = Operands(x.view(4, 5, k), weight, None, None, None, act, (), gated)
+    dropout = Dropout(0.4, torch.tensor([7], device=device))
+    mask = dropout_mask(dropout, m, n)
+    y, kept = linear_fwd(layer, keep, "unfused")
+    assert y.shape == (4, 5, n)
+    y = y.view(m, n)
+    z = torch.nn.functional.linear(x, weight)
+    expected = checks.unfused("glu packed" if gated else "linear", {"x": x, "weight": weight, "bias": None}, act)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    if keep == "input":
+        assert torch.equal(kept, z)
+    else:
+        bits = torch.stack([kept >> i & 1 for i in range(8)], -1).view(m, -1)[:, :n]
+        assert torch.equal(bits == 1, y > 0)
+    with_dropout, again = linear_fwd(layer._replace(dropout=dropout), keep, "unfused")
+    assert torch.equal(again, kept)
+    torch.testing.assert_close(with_dropout.view(m, n), y * mask)
+    call = x, down, kept, keep, act, (), gated
+    needs = (keep == "input", True, False)
+    dz, h, dbias, _ = linear_dact(*call, None, needs, "unfused")
+    leaf = z.detach().requires_grad_()
+    gate, *up = leaf.chunk(1 + gated, -1)
+    whole = act.oracle(torch.nn.functional, gate) * (up[0] if gated else 1.0)
+    torch.testing.assert_close(dz, torch.autograd.grad(whole, leaf, x @ down)[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(dbias, dz.sum(0), rtol=1e-4, atol=1e-4)
+    dz_dropped, h_dropped, *_ = linear_dact(*call, dropout, needs, "unfused")
+    torch.testing.assert_close(dz_dropped, dz * mask.repeat(1, 1 + gated))
+    if keep == "input":
+        torch.testing.assert_close(h, y, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(h_dropped, h * mask)

@@ -9,9 +9,6 @@ from epilogue.benchmarks.audit import every_activation, faults
 from epilogue.benchmarks.offline import SHARED_BYTES, compile_case, epilogue_cost, shipped
 from epilogue.catalogue import ACTIVATIONS
 
-# Triton 3.9 announces that a default will change in 3.10; which one it takes is the user's choice.
-pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
-
 # Beside the shipped kernels, every activation in the forward's largest tiles, and the dearest formulas in the backward's, which takes ten
 # seconds to compile. What the architectures have in common is tried on one of them; `epilogue audit` tries it all.
 DEAREST = ("gelu", "gelu_tanh", "mish", "softplus", "tanhshrink", "celu")
@@ -37,7 +34,7 @@ def test_kernel_is_clean(case, arch):
     assert faults(case, arch, compile_case(case, arch)) == []
 
 
-BUDGETS = {"sigmoid_": 5, "gelu": 11, "gelu_tanh": 9, "gelu_grad": 15, "softplus": 14, "mish": 14}
+BUDGETS = {"sigmoid_": 5, "gelu": 12, "gelu_tanh": 9, "gelu_grad": 15, "softplus": 14, "mish": 14}
 """Formula -> instructions per element of an epilogue, of results in 16 bits."""
 
 
