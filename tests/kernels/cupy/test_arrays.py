@@ -192,3 +192,45 @@ def test_a_users_own_activation(cupy, rng, own_activations):
         epilogue.linear_backward(
             cupy.asarray(dy), **given, activation=bump, scale=cupy.asarray(scale), shift=cupy.asarray(scale)
         )
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_what_does_not_belong_together(op, cupy, rng):
+    args, name = each(cupy.asarray, arguments(op, rng)), op.split()[0]
+    call, back = getattr(epilogue, name), getattr(epilogue, f"{name}_backward")
+    dy = cupy.asarray(np.ones(call(**args).shape))
+    with pytest.raises(TypeError, match=r"must be a cupy\.ndarray as x is, got ndarray"):
+        call(**args | {list(args)[1]: each(lambda a: cupy.asnumpy(a), list(args.values())[1])})
+    with pytest.raises(TypeError, match=r"must be a numpy\.ndarray as x is, got ndarray"):
+        call(**args | {"x": cupy.asnumpy(args["x"])})
+    with pytest.raises(ValueError, match=r"dy must be a floating cupy\.ndarray of the result's shape"):
+        back(cupy.asnumpy(dy), **args)
+    with pytest.raises(TypeError, match="must have the dtype of x"):
+        call(**args | {"x": args["x"].astype(np.float32)})
+
+
+def test_arrays_on_two_devices(cupy, rng):
+    if not hasattr(cupy, "vectors"):
+        pytest.skip("the stand-in alone has two devices for certain")
+    args = each(cupy.asarray, arguments("linear", rng))
+    other = args["weight"].copy()
+    other.device = cupy.cuda.Device(1)
+    with pytest.raises(
+        TypeError, match="linear: weight must be on the device of x, <CUDA Device 0>; got <CUDA Device 1>"
+    ):
+        epilogue.linear(**args | {"weight": other})
+    dy = cupy.asarray(np.ones((7, 6)))
+    dy.device = cupy.cuda.Device(1)
+    with pytest.raises(TypeError, match="dy must be on the device of x"):
+        epilogue.linear_backward(dy, **args)
+    slope = cupy.asarray(np.ones(6))
+    slope.device = cupy.cuda.Device(1)
+    with pytest.raises(TypeError, match="prelu's slope must be on the device of x"):
+        epilogue.linear(**args, activation="prelu", slope=slope)
+
+
+def test_dropout_is_for_tensors(cupy, rng):
+    args = each(cupy.asarray, arguments("mlp", rng))
+    with pytest.raises(ValueError, match="dropout in training needs torch tensors"):
+        epilogue.mlp(**args, dropout_p=0.5, training=True)
+    np.testing.assert_array_equal(cupy.asnumpy(epilogue.mlp(**args, dropout_p=0.5)), cupy.asnumpy(epilogue.mlp(**args)))
