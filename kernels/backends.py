@@ -42,14 +42,19 @@ def serving(x: Any, weight: Any) -> tuple[str, str]:
     """(the backend of a torch tensor x with this weight or pair of weights, why that one)."""
     if _chosen == "eager":
         return _chosen, "plain torch operations were chosen"
-    refusals: list[str] = []
-    for name in (_chosen,) if _chosen else ("triton", "cupy"):
-        refusal = _module(name).refusal(x, weight)
-        if refusal is None:
-            return name, "; ".join(refusals) or ("it was chosen" if _chosen else "this device and dtype are served")
-        if refusal not in refusals:
-            refusals.append(refusal)
-    return "eager", "; ".join(refusals)
+    first = _chosen or "triton"
+    refusal = _module(first).refusal(x, weight)
+    if refusal is None:
+        return first, "it was chosen" if _chosen else "this device and dtype are served"
+    if _chosen or x.device.type != "cuda":
+        return "eager", refusal
+    from .operands import unserved
+
+    shared = unserved(x, weight)
+    if shared:  # CuPy is not imported for what it would refuse as well
+        return "eager", shared
+    other = _module("cupy").refusal(x, weight)
+    return ("eager", f"{refusal}; {other}") if other else ("cupy", refusal)
 
 
 def _module(name: str) -> Any:

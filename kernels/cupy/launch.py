@@ -18,20 +18,19 @@ THREADS = 2**17
 
 
 class Library(NamedTuple):
-    """What the launchers ask of the library that the arrays are from."""
+    """What the launchers ask of the library that the arrays are from.
+
+    row_stride is a matrix's, in elements; dense_rows gives a matrix with columns of stride 1. `real(array, like)` is the array, contiguous,
+    in the arithmetic of like's kernels (float32, of float64 itself); `empty(like, shape, real)` fresh memory in like's dtype or that one.
+    Within on_device(array) launches go to its device and the library's current stream.
+    """
 
     pointer: Callable[[Any], int]
-    row_stride: Callable[[Any], int]  # of a matrix, in elements
-    dense_rows: Callable[[Any], Any]  # a matrix with columns of stride 1: itself, or a copy
-    real: Callable[
-        [Any, Any], Any
-    ]  # an array in the arithmetic of another's kernels, float32 or of float64 itself; contiguous
-    empty: Callable[
-        [Any, tuple[int, ...], bool], Any
-    ]  # like an array, of a shape, in its dtype or (True) the arithmetic's
-    on_device: Callable[
-        [Any], AbstractContextManager[Any]
-    ]  # launches go to that array's device and the library's current stream
+    row_stride: Callable[[Any], int]
+    dense_rows: Callable[[Any], Any]
+    real: Callable[[Any, Any], Any]
+    empty: Callable[[Any, tuple[int, ...], bool], Any]
+    on_device: Callable[[Any], AbstractContextManager[Any]]
 
 
 class Matrices(NamedTuple):

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import epilogue
-from epilogue import backends, cupy, triton
+from epilogue import backends, cupy, operands, triton
 from epilogue.cupy import tensors
 
-X = torch.empty(1, 1)
+X = types.SimpleNamespace(device=torch.device("cuda"), is_cpu=False)
 
 
 @pytest.fixture
@@ -22,6 +22,7 @@ def refusals(monkeypatch):
     for name, module in (("triton", triton), ("cupy", tensors)):
         monkeypatch.setattr(module, "refusal", lambda x, weight, name=name: found[name])
         monkeypatch.setattr(module, "missing", lambda name=name: found[name])
+    monkeypatch.setattr(operands, "unserved", lambda x, weight: found.get("both"))
     return found
 
 
@@ -31,8 +32,11 @@ def test_triton_comes_first_and_cupy_where_it_cannot(refusals):
     assert backends.serving(X, X) == ("cupy", "triton is not installed")
     refusals["cupy"] = "CuPy finds no GPU"
     assert backends.serving(X, X) == ("eager", "triton is not installed; CuPy finds no GPU")
-    refusals["cupy"] = "triton is not installed"
-    assert backends.serving(X, X) == ("eager", "triton is not installed")  # one reason is said once
+    refusals["both"] = "float64 runs plain torch operations"
+    assert backends.serving(X, X) == ("eager", "float64 runs plain torch operations")
+    cpu = types.SimpleNamespace(device=torch.device("cpu"))
+    refusals |= {"both": None, "triton": "cpu tensors run plain torch operations"}
+    assert backends.serving(cpu, cpu) == ("eager", "cpu tensors run plain torch operations")
 
 
 def test_the_user_chooses(refusals):
@@ -57,11 +61,10 @@ def test_a_choice_that_cannot_be_is_said_at_once(refusals):
         pass
 
 
-def test_the_operations_ask(refusals, monkeypatch):
+def test_the_operations_ask(refusals):
     """A tensor that is not on the CPU runs where `serving` says."""
     from epilogue import autograd, functional
 
-    monkeypatch.setattr(functional._triton, "INTERPRET", True)
     assert functional._backend(X, X) is autograd.KERNELS["triton"]
     refusals["triton"] = "no"
     assert functional._backend(X, X) is autograd.KERNELS["cupy"]
@@ -70,7 +73,8 @@ def test_the_operations_ask(refusals, monkeypatch):
 
 
 def test_what_cupy_refuses(monkeypatch):
-    assert tensors.refusal(X, X) == "cpu tensors run plain torch operations"
+    cpu = torch.empty(1, 1)
+    assert tensors.refusal(cpu, cpu) == "cpu tensors run plain torch operations"
     monkeypatch.setattr(tensors, "missing", lambda: None)
     on_gpu = types.SimpleNamespace(device=torch.device("cuda"), dtype=torch.float64, is_cuda=True)
     assert tensors.refusal(on_gpu, on_gpu) == "torch.float64 runs plain torch operations"
@@ -105,3 +109,11 @@ def test_cupy_that_does_not_import(monkeypatch):
     cupy.missing.cache_clear()
     assert cupy.missing().startswith("CuPy does not import: ")
     cupy.missing.cache_clear()
+
+
+def test_what_no_kernel_serves_does_not_import_cupy(monkeypatch):
+    """A double on a GPU asks neither for CuPy nor for the compiler that its module brings."""
+    double = types.SimpleNamespace(device=torch.device("cuda"), dtype=torch.float64)
+    monkeypatch.setattr(triton, "refusal", operands.unserved)
+    monkeypatch.setattr(backends, "_module", {"triton": triton}.__getitem__)
+    assert backends.serving(double, double) == ("eager", "torch.float64 runs plain torch operations")
