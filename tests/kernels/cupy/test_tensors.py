@@ -4,7 +4,9 @@ as torch's own unfused layers of the same dtype.
 On a GPU through the front door; without one the operations are called behind it, which sends CPU tensors elsewhere.
 """
 
+import contextlib
 import functools
+import types
 
 import pytest
 import torch
@@ -12,13 +14,16 @@ import torch.nn.functional as F
 
 import checks
 import epilogue
+import epilogue.cupy
 from checks import OPS, arguments, assert_accurate, each, keywords, leaves, unfused
-from epilogue import ACTIVATIONS
+from epilogue import ACTIVATIONS, backends, functional
 from epilogue.autograd import KERNELS
+from epilogue.benchmarks.layers import FUSED, STOCK
 from epilogue.cupy import tensors
 from epilogue.lookup import resolve_call
 from epilogue.operands import Dropout, draw_seed
 
+GPU = epilogue.cupy.missing() is None
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -199,3 +204,55 @@ def test_inference_keeps_nothing_and_takes_cublaslts_epilogue(device, rng, monke
     torch.testing.assert_close(y, F.relu(F.linear(*args.values())))
     fused("linear", args, ACTIVATIONS["silu"], ())
     assert len(calls) == 1
+
+
+def test_modules_train(device, monkeypatch):
+    """A network of every module, a few steps of training: the losses of the stock layers with the same weights."""
+    if device == "cpu":  # the front door sends CPU tensors on to where the interpreter's go
+        monkeypatch.setattr(functional._triton, "INTERPRET", True)
+        monkeypatch.setattr(backends, "serving", lambda x, weight: ("cupy", "a test's"))
+
+    def losses(layers):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(layers.linear(16, 24), layers.mlp(24, 40), layers.gated_mlp(24, 32)).to(device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        x = torch.randn(50, 16).to(device)
+        seen = []
+        for _ in range(4):
+            loss = (model(x) - 1.0).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            seen.append(loss.item())
+        return seen
+
+    with epilogue.backend("cupy") if device == "cuda" else contextlib.nullcontext():
+        found = losses(FUSED)
+    assert found == pytest.approx(losses(STOCK), rel=1e-5)
+    assert found[0] > 1.05 * found[-1]
+
+
+def test_launches_go_to_torchs_stream():
+    """CuPy's own stream of the pointer that torch gives; real CuPy, which needs no driver for it."""
+    cupy = pytest.importorskip("cupy")
+    assert cupy.cuda.Stream.from_external(tensors._Stream(1234)).ptr == 1234
+
+
+def test_device_and_stream_are_the_tensors(cupy, monkeypatch):
+    if GPU:
+        pytest.skip("the other tests run on the GPU itself")
+    entered = []
+
+    @contextlib.contextmanager
+    def enter(*what):
+        entered.append(what)
+        yield
+
+    stream = types.SimpleNamespace(from_external=lambda stream: enter("stream", stream.__cuda_stream__()))
+    monkeypatch.setattr(cupy, "cuda", types.SimpleNamespace(Device=lambda index: enter("CuPy", index), Stream=stream))
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: enter("torch", x.device.index))
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=70 + device.index)
+    )
+    with tensors._on_device(types.SimpleNamespace(device=torch.device("cuda", 3))):
+        assert entered == [("torch", 3), ("CuPy", 3), ("stream", (0, 73))]
