@@ -1,6 +1,7 @@
 """The CuPy kernels run on a GPU where there is one, else the same source built for the host by a C++ compiler (standin.py)."""
 
 import contextlib
+import functools
 import importlib.util
 import sys
 from pathlib import Path
@@ -10,10 +11,17 @@ import pytest
 import epilogue.cupy
 from epilogue.cupy import arrays, launch, tensors
 
-_spec = importlib.util.spec_from_file_location("cupy_standin", Path(__file__).with_name("standin.py"))
-standin = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(standin)
 GPU = epilogue.cupy.missing() is None
+
+
+@functools.cache
+def standin():
+    """The module standin.py, which needs what a machine with a GPU may not have."""
+    pytest.importorskip("ml_dtypes")
+    spec = importlib.util.spec_from_file_location("cupy_standin", Path(__file__).with_name("standin.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def forget() -> None:
@@ -28,9 +36,9 @@ def cupy(monkeypatch):
     if GPU:
         yield importlib.import_module("cupy")
         return
-    if standin.COMPILER is None:
+    if standin().COMPILER is None:
         pytest.skip("no GPU, and no C++ compiler to build the kernels for the host")
-    module = standin.module()
+    module = standin().module()
     monkeypatch.setitem(sys.modules, "cupy", module)
     monkeypatch.setattr(tensors, "TORCH", tensors.TORCH._replace(on_device=contextlib.nullcontext))
     forget()

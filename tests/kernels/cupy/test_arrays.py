@@ -1,6 +1,5 @@
 """Every operation on CuPy arrays, forward and backward, as accurate as torch's own unfused layers of the same dtype."""
 
-import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -11,6 +10,7 @@ from checks import OPS, arguments, assert_accurate, each, keywords, leaves, unfu
 from epilogue import ACTIVATIONS
 from epilogue.vocabulary import exp
 
+ml_dtypes = pytest.importorskip("ml_dtypes")
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float64": np.float64}
 
 
