@@ -9,8 +9,17 @@ import walk
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_every_model_type(capsys):
-    results = walk.walk()
+    found = walk.summary(walk.walk())
     with capsys.disabled():
-        print(walk.table(results))
-    assert not [name for name, result in results.items() if result.get("wrong") or "failed" in result]
-    assert walk.coverage(results) >= 0.95
+        print(walk.readme(found))
+    assert not found["wrong"]
+    assert not found["failed"]
+    assert found["coverage"] >= 0.95
+
+
+def test_one_model_type():
+    found = walk.summary(walk.walk(["gpt2", "bitnet"]))
+    assert found["fused"] == {"plain": {"modules": 2, "classes": 1, "types": 1}}
+    assert found["coverage"] == 0.5  # whether BitNet's norm between makes it no MLP, a summary does not say
+    assert (found["types"], found["made"], found["fused somewhere"]) == (2, 2, 1)
+    assert "Fused are 50.0%" in walk.readme(found)

@@ -1,23 +1,24 @@
 """`fuse` on one model of every type that transformers can make on the meta device: what it takes, what it refuses, and whether it is right.
 
-    python tests/nn/walk.py [TYPE …]
+    python tests/nn/walk.py [TYPE …]        # prints the summary, which is data: benchmarks/results/fuse_walk.json
 
 Layers beyond the second are left out where a config has a number of layers: they repeat. Whatever is fused is computed once more, with
 other weights and inputs than `fuse` tried, by the module and by what became of it; one module of each class.
 """
 
-import collections
 import copy
 import json
 import signal
 import sys
 import time
 import warnings
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import nn
 
+from epilogue.benchmarks.report import markdown
 from epilogue.nn import fuse, unfuse
 
 LAYERS = (
@@ -96,13 +97,11 @@ def walk(types: list[str] | None = None) -> dict[str, dict[str, Any]]:
     for name, config_class in CONFIG_MAPPING.items():
         if config_class not in MODEL_MAPPING or (types and name not in types):
             continue
-        model_class = MODEL_MAPPING[config_class]
-        if isinstance(model_class, tuple):
-            model_class = model_class[0]
         start = time.monotonic()
         signal.alarm(SECONDS)
         try:
-            model = model_of(config_class, model_class)
+            model_class = MODEL_MAPPING[config_class]
+            model = model_of(config_class, model_class[0] if isinstance(model_class, tuple) else model_class)
         except Exception as error:
             results[name] = {"no model": f"{type(error).__name__}: {error}"[:200]}
             continue
@@ -130,39 +129,64 @@ def walk(types: list[str] | None = None) -> dict[str, dict[str, Any]]:
     return results
 
 
-UNABLE = ("it does not take", "its forward takes", "it cannot be copied")
-"""How the reasons begin that say nothing of what a module computes."""
+OTHER = ("it computes something else", "its experts are")
+"""How the reasons begin of what computes none of the formulas; where a module could not be tried, or holds more, it may."""
 
 
-def coverage(results: dict[str, dict[str, Any]]) -> float:
-    """Of the modules that compute one of the formulas, or may and could not be tried, the share that is fused."""
-    fused = sum(len(result.get("fused", [])) for result in results.values())
-    unable = sum(reason.startswith(UNABLE) for result in results.values() for *_, reason in result.get("refused", []))
-    return fused / max(1, fused + unable)
-
-
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """By pattern: modules, their classes, and the model types that have them; then what was refused and why."""
-    by_pattern: dict[str, list[tuple[str, str]]] = collections.defaultdict(list)
+def summary(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Counts by pattern and by reason: modules, their classes, the model types that have them."""
+    groups: dict[str, dict[str, list[tuple[str, str]]]] = {"fused": {}, "refused": {}}
     for name, result in results.items():
         for cls, _, pattern, *_ in result.get("fused", []):
-            by_pattern[pattern].append((cls, name))
-        for cls, _, pattern, _, reason in result.get("refused", []):
-            by_pattern[f"refused {pattern}: {reason[:60]}"].append((cls, name))
-    lines = [
-        f"{pattern}: {len(found)} modules of {len({cls for cls, _ in found})} classes in {len({name for _, name in found})} model types"
-        for pattern, found in sorted(by_pattern.items())
-    ]
-    models = [result for result in results.values() if "no model" not in result]
-    bad = {name: result["wrong"] for name, result in results.items() if result.get("wrong")}
-    failed = {name: result["failed"] for name, result in results.items() if "failed" in result}
-    return "\n".join(
-        [f"{len(models)} of {len(results)} model types made", *lines, f"wrong: {bad}", f"failed: {failed}"]
+            groups["fused"].setdefault(pattern, []).append((cls, name))
+        for cls, *_, reason in result.get("refused", []):
+            kind = next((other for other in OTHER if reason.startswith(other)), "it may be one and was not recognised")
+            groups["refused"].setdefault(kind, []).append((cls, name))
+    counts = {
+        group: {
+            key: {"modules": len(found), "classes": len({c for c, _ in found}), "types": len({t for _, t in found})}
+            for key, found in sorted(members.items())
+        }
+        for group, members in groups.items()
+    }
+    missed = sum(n["modules"] for kind, n in counts["refused"].items() if kind not in OTHER)
+    fused = sum(n["modules"] for n in counts["fused"].values())
+    return {
+        "transformers": version("transformers"),
+        "torch": version("torch"),
+        "types": len(results),
+        "made": sum("no model" not in result for result in results.values()),
+        "fused somewhere": sum(bool(result.get("fused")) for result in results.values()),
+        **counts,
+        "coverage": fused / max(1, fused + missed),
+        "wrong": {name: result["wrong"] for name, result in results.items() if result.get("wrong")},
+        "failed": {name: result["failed"] for name, result in results.items() if "failed" in result},
+    }
+
+
+def readme(found: dict[str, Any]) -> str:
+    """The README's part that is made from a summary."""
+    rows = [("", "modules", "classes", "model types")]
+    names = {
+        "gated": "gated MLP",
+        "gated packed": "gated MLP, gate and up in one",
+        "plain": "plain MLP",
+        "sequential": "in an `nn.Sequential`",
+        OTHER[0]: "refused: computes something else",
+        OTHER[1]: "refused: experts as parameters of three axes",
+    }
+    for key, n in [*found["fused"].items(), *found["refused"].items()]:
+        rows.append((names.get(key, key), *(str(n[column]) for column in ("modules", "classes", "types"))))
+    wrong = sum(map(len, found["wrong"].values()))
+    made = f"{found['made']} can be made on the meta device (here with two layers where their configs allow it)"
+    fused = f"{found['coverage']:.1%} of the modules that are an MLP or may be one, {wrong} of them wrong"
+    return (
+        f"Of the {found['types']} model types of transformers {found['transformers']}, {made}, and {found['fused somewhere']} have "
+        f"something to fuse. Fused are {fused} (`pytest -m slow tests/nn/test_walk.py`):\n\n{markdown(rows)}"
     )
 
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     found = walk(sys.argv[1:])
-    print(json.dumps(found, indent=1), file=open("walk.json", "w"))  # noqa: SIM115
-    print(table(found))
+    print(json.dumps(summary(found), indent=1))
