@@ -61,7 +61,10 @@ def backends() -> list[tuple[str, str, str]]:
 
 
 def _backend(x: Tensor) -> tuple[str, str]:
-    name, reason = serving(x, x)
+    try:
+        name, reason = serving(x, x)
+    except RuntimeError as error:  # what the environment chose is not there
+        return "nothing", str(error)
     if name == "triton" and x.is_cpu:
         return INTERPRETED, "TRITON_INTERPRET is set"
     return {"triton": KERNELS, "cupy": CUPY, "eager": EAGER}[name], reason

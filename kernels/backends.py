@@ -28,9 +28,7 @@ def backend(name: str) -> Iterator[None]:
     """
     global _chosen
     before = _chosen
-    missing = None if _named(name, "epilogue.backend: the name") == "eager" else _module(name).missing()
-    if missing:
-        raise RuntimeError(f"epilogue.backend: {name!r} cannot run here: {missing}")
+    _require(_named(name, "epilogue.backend: the name"), "epilogue.backend")
     _chosen = name
     try:
         yield
@@ -38,14 +36,26 @@ def backend(name: str) -> Iterator[None]:
         _chosen = before
 
 
+def _require(name: str, where: str) -> None:
+    """RuntimeError where the kernels of that backend cannot run at all."""
+    missing = None if name == "eager" else _module(name).missing()
+    if missing:
+        raise RuntimeError(f"{where}: {name!r} cannot run here: {missing}")
+
+
 def serving(x: Any, weight: Any) -> tuple[str, str]:
-    """(the backend of a torch tensor x with this weight or pair of weights, why that one)."""
+    """(the backend of a torch tensor x with this weight or pair of weights, why that one).
+
+    RuntimeError where the environment chose one that cannot run.
+    """
     if _chosen == "eager":
         return _chosen, "plain torch operations were chosen"
     first = _chosen or "triton"
     refusal = _module(first).refusal(x, weight)
     if refusal is None:
         return first, "it was chosen" if _chosen else "this device and dtype are served"
+    if _chosen and x.device.type == "cuda":
+        _require(_chosen, "EPILOGUE_BACKEND")
     if _chosen or x.device.type != "cuda":
         return "eager", refusal
     from .operands import unserved

@@ -62,6 +62,16 @@ def test_the_table_says_what_serves(monkeypatch):
     assert ("torch.Tensor, CPU, float32", "CuPy kernels", "triton is not installed") in doctor.backends()
 
 
+def test_a_choice_that_cannot_be_is_said(monkeypatch):
+    def serving(x, weight):
+        raise RuntimeError("EPILOGUE_BACKEND: 'cupy' cannot run here: CuPy finds no GPU or no driver")
+
+    monkeypatch.setattr(doctor, "serving", serving)
+    backend, reason = doctor._backend(torch.empty(1, 1))
+    assert backend == "nothing"
+    assert "cannot run here: CuPy finds no GPU" in reason
+
+
 @pytest.mark.parametrize(("error", "status"), [(2e-7, 0), (1e-2, 1), (math.nan, 1)])
 def test_the_verdict_holds_the_kernel_against_torch(error, status, capsys):
     assert doctor.verdict({"float32": {"refusal": None, "epilogue": error, "torch": 2e-7}}) == status

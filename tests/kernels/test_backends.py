@@ -39,11 +39,12 @@ def test_triton_comes_first_and_cupy_where_it_cannot(refusals):
     assert backends.serving(cpu, cpu) == ("eager", "cpu tensors run plain torch operations")
 
 
-def test_the_user_chooses(refusals):
+def test_the_user_chooses(refusals, monkeypatch):
     with epilogue.backend("cupy"):
         assert backends.serving(X, X) == ("cupy", "it was chosen")
         with epilogue.backend("eager"):
             assert backends.serving(X, X)[0] == "eager"
+        monkeypatch.setattr(tensors, "missing", lambda: None)
         refusals["cupy"] = "float64 runs plain torch operations"
         assert backends.serving(X, X) == ("eager", "float64 runs plain torch operations")  # and not on Triton
     assert backends.serving(X, X)[0] == "triton"
@@ -59,6 +60,15 @@ def test_a_choice_that_cannot_be_is_said_at_once(refusals):
         pass
     with pytest.raises(ValueError, match=r"must be one of triton, cupy, eager; got 'cuda'"), epilogue.backend("cuda"):
         pass
+
+
+def test_the_environments_choice_that_cannot_be_is_an_error(refusals, monkeypatch):
+    monkeypatch.setattr(backends, "_chosen", "cupy")
+    refusals["cupy"] = "CuPy finds no GPU or no driver"
+    with pytest.raises(RuntimeError, match="EPILOGUE_BACKEND: 'cupy' cannot run here: CuPy finds no GPU or no driver"):
+        backends.serving(X, X)
+    cpu = types.SimpleNamespace(device=torch.device("cpu"))
+    assert backends.serving(cpu, cpu)[0] == "eager"  # no choice concerns these
 
 
 def test_the_operations_ask(refusals):
