@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from epilogue import explain, linear, linear_backward, triton
+from epilogue import cupy, explain, linear, linear_backward, operands, triton
+from epilogue.backends import serving
 from epilogue.benchmarks.report import driver, table
 from epilogue.explanation import describe
 from epilogue.triton import tuned
@@ -20,7 +21,8 @@ from epilogue.triton.chips import CHIPS, Machine
 from epilogue.triton.chips import gpu as gpu_here
 
 KERNELS, INTERPRETED, EAGER = "Triton kernels", "Triton kernels, interpreted", "plain torch operations"
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in triton.DTYPES}
+CUPY = "CuPy kernels"
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in operands.DTYPES}
 
 
 def main() -> int:
@@ -46,30 +48,34 @@ def gpus() -> str:
 
 def backends() -> list[tuple[str, str, str]]:
     """(kind of array, what its operations run on here, why that and not another)."""
-    missing, served = triton.missing(), f"the kernels take {', '.join(DTYPES)}"
+    missing, without = triton.missing(), cupy.missing()
+    served = f"the kernels take {', '.join(DTYPES)}"
     cuda = {**DTYPES, "float64": torch.float64}
     return [
         *((f"torch.Tensor, CUDA, {name}", *_cuda_backend(dtype, served)) for name, dtype in cuda.items()),
         ("torch.Tensor, CPU, float32", *_backend(torch.empty(1, 1))),
         ("torch.Tensor, CPU, TRITON_INTERPRET=1", *((EAGER, missing) if missing else (INTERPRETED, served))),
         ("numpy.ndarray", "NumPy reference", "the kernels and torch's operations take tensors"),
-        ("cupy.ndarray", "nothing", "CuPy kernels come in a later release; torch.from_dlpack(x) makes it a tensor"),
+        ("cupy.ndarray", *(("nothing", without) if without else (f"{CUPY} and cuBLAS", "CuPy finds a GPU"))),
     ]
 
 
 def _backend(x: Tensor) -> tuple[str, str]:
-    refusal = triton.refusal(x, x)
-    if refusal:
-        return EAGER, refusal
-    return (INTERPRETED, "TRITON_INTERPRET is set") if triton.INTERPRET else (KERNELS, "this GPU and dtype are served")
+    try:
+        name, reason = serving(x, x)
+    except RuntimeError as error:  # what the environment chose is not there
+        return "nothing", str(error)
+    if name == "triton" and x.is_cpu:
+        return INTERPRETED, "TRITON_INTERPRET is set"
+    return {"triton": KERNELS, "cupy": CUPY, "eager": EAGER}[name], reason
 
 
 def _cuda_backend(dtype: torch.dtype, served: str) -> tuple[str, str]:
     if torch.cuda.is_available():
         return _backend(torch.empty(1, 1, device="cuda", dtype=dtype))
     missing = triton.missing()
-    if missing or dtype not in triton.DTYPES:
-        return EAGER, f"{missing or served}; no GPU here"
+    if missing or dtype not in operands.DTYPES:
+        return EAGER, f"{served if dtype not in operands.DTYPES else f'{missing}, {cupy.missing()}'}; no GPU here"
     return KERNELS, "no GPU here, though"
 
 
@@ -113,19 +119,19 @@ def basis(chip: Machine, here: bool) -> str:
 
 def check() -> int:
     """Hold `linear`, forward and backward, against the reference, in a process of its own: a crash there is a finding here."""
-    missing = triton.missing()
-    if missing:
-        print(f"Check: no kernel can run, {missing}.")
-        return 0
+    missing, environment = triton.missing(), dict(os.environ)
     if torch.cuda.is_available():
         print("Check: epilogue.linear with gelu, compiled for this GPU, against the NumPy reference")
-        device, interpret = "cuda", "0"
+        device, environment["TRITON_INTERPRET"] = "cuda", "0"
+    elif missing:
+        print(f"Check: no kernel can run, {missing}.")
+        return 0
     else:
         print("Check: no GPU to run a compiled kernel; epilogue.linear with gelu in Triton's interpreter instead,")
         print("against the NumPy reference")
-        device, interpret = "cpu", "1"
+        device = "cpu"
+        environment |= {"TRITON_INTERPRET": "1", "EPILOGUE_BACKEND": "triton"}
     command = [sys.executable, "-c", f"from epilogue.benchmarks import doctor; doctor.measure({device!r})"]
-    environment = {**os.environ, "TRITON_INTERPRET": interpret}
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     if result.returncode:
         print(f"FAILED:\n{result.stderr.strip()}")
@@ -156,7 +162,8 @@ def measure(device: str) -> None:
     for name, dtype in DTYPES.items():
         torch.manual_seed(0)
         operands = [torch.randn(size).to(device, dtype).requires_grad_() for size in sizes]
-        found[name] = {"refusal": triton.refusal(operands[0], operands[1])}
+        served, reason = serving(operands[0], operands[1])
+        found[name] = {"refusal": reason if served == "eager" else None}
         if not found[name]["refusal"]:
             found[name]["epilogue"] = _error(linear, *operands)
             found[name]["torch"] = _error(lambda x, weight, bias: F.gelu(F.linear(x, weight, bias)), *operands)

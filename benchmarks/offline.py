@@ -175,7 +175,7 @@ def _gradients(case: Case) -> dict[str, Any]:
     act = ACTIVATIONS[case.activation]
     values = tuple(act.params.values())
     kept = "input" if case.gated or case.kernel != "act_bwd" or case.dropout else act.saves(values)
-    return gradients(act, values, case.gated, case.dtype, kept)
+    return gradients(act, values, case.dtype, kept)
 
 
 def _box(case: Case, name: str) -> str:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from epilogue import triton
+from epilogue import backends, triton
 from epilogue.benchmarks.memory import bytes_kept
 from epilogue.benchmarks.report import table
 
@@ -98,11 +98,13 @@ def apart(stock: Run, fused: Run, tolerance: float) -> list[str]:
 
 
 def backend(model: nn.Module) -> tuple[str, str | None]:
-    """(what runs epilogue's operations on the model's matrices, why it is not the Triton kernels)."""
+    """(what runs epilogue's operations on the model's matrices, why no kernel does, where none does)."""
     weight = next(parameter for parameter in model.parameters() if parameter.ndim == 2)
-    refusal = triton.refusal(weight, weight)
-    if refusal:
-        return "plain torch", refusal
+    name, reason = backends.serving(weight, weight)
+    if name == "eager":
+        return "plain torch", reason
+    if name == "cupy":
+        return "CuPy kernels", None
     return "Triton, interpreted" if triton.INTERPRET else "Triton kernels", None
 
 

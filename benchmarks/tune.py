@@ -22,15 +22,15 @@ from epilogue.benchmarks.timing import Timing, measure
 from epilogue.catalogue import ACTIVATIONS
 from epilogue.explanation import GATED, describe, problems
 from epilogue.lookup import resolve_call
+from epilogue.operands import Dropout, Operands
 from epilogue.triton import tuned
 from epilogue.triton.chips import CHIPS, Machine, gpu
 from epilogue.triton.configs import Choice, Config, Problem
 from epilogue.triton.dact import linear_dact
 from epilogue.triton.dispatch import candidates, choose
-from epilogue.triton.dropout import Dropout, dropout_mask
+from epilogue.triton.dropout import dropout_mask
 from epilogue.triton.linear import linear_fwd
-from epilogue.triton.operands import Operands
-from epilogue.triton.unfused import library_serves
+from epilogue.unfused import library_serves
 
 TOKENS = (1, 16, 256, 1024, 4096, 8192, 16384)
 """Rows of x that --model-dims measures."""

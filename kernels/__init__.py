@@ -1,12 +1,13 @@
 """epilogue: linear layers with the activation fused into the matrix product's epilogue, forward and backward.
 
-`linear`, `glu`, `mlp` and `gated_mlp` take torch tensors or NumPy arrays; `epilogue.nn` has them as modules.
+`linear`, `glu`, `mlp` and `gated_mlp` take torch tensors, NumPy or CuPy arrays; `epilogue.nn` has them as modules.
 Importing this package imports NumPy and nothing heavier.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from . import activations as activations  # fills the catalogue
+from .backends import backend
 from .catalogue import ACTIVATIONS, Activation, activation, derivative_of, pair
 from .explanation import explain
 from .functional import (
@@ -30,6 +31,7 @@ __all__ = [
     "ACTIVATIONS",
     "Activation",
     "activation",
+    "backend",
     "derivative_of",
     "explain",
     "gated_mlp",

@@ -122,6 +122,22 @@ class Activation:
         return "output" if self.output_derivative(values) else "input"
 
 
+def formulas(act: Activation, values: tuple, kept: str) -> dict[str, Formula | None]:
+    """What a backward kernel computes with, written in what was kept: z ("input"), or y ("output", "sign").
+
+    value: of the elementwise activation or pair; grad: by its first operand; grad_up: by a pair's second; grad_param: by the parameter that
+    is an array in `values`. None for what it has not.
+    """
+    base = act.gate or act
+    grad: Formula | None
+    if base.arity == 2:
+        grad, grad_up = base.derivatives["a"], base.derivatives["b"]
+    else:
+        grad, grad_up = base.derivatives["x"] if kept == "input" else base.output_derivative(values), None
+    learned = next((name for name, v in zip(base.params, values, strict=True) if not isinstance(v, float)), "")
+    return {"value": base.value, "grad": grad, "grad_up": grad_up, "grad_param": base.derivatives.get(learned)}
+
+
 def key_of(name: str) -> str:
     return name.lower().replace("_", "").replace("-", "")
 

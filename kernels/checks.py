@@ -18,6 +18,11 @@ def is_torch(x: Any) -> bool:
     return torch is not None and isinstance(x, torch.Tensor)
 
 
+def is_cupy(x: Any) -> bool:
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and isinstance(x, cupy.ndarray)
+
+
 def _shape(array) -> list[int]:
     return list(array.shape)
 
@@ -60,10 +65,10 @@ def fit(x, weight, bias) -> bool:
 
 
 def _check_arrays(op: str, x, weight_name: str, weight, bias_name: str, bias) -> None:
-    tensors = is_torch(x)
-    if not tensors and not isinstance(x, np.ndarray):
+    kind = _kind(x)
+    if kind is None:
         raise TypeError(
-            f"{op}: x must be a torch.Tensor or a numpy.ndarray, got {type(x).__name__}; "
+            f"{op}: x must be a torch.Tensor, a numpy.ndarray or a cupy.ndarray, got {type(x).__name__}; "
             "convert it, for instance with torch.as_tensor(x)"
         )
     if not _is_float(x):
@@ -73,20 +78,30 @@ def _check_arrays(op: str, x, weight_name: str, weight, bias_name: str, bias) ->
     for name, array in ((weight_name, weight), (bias_name, bias)):
         if array is None and name == bias_name:
             continue
-        if not (is_torch(array) if tensors else isinstance(array, np.ndarray)):
-            raise TypeError(f"{op}: {name} must be a {_kind(x)} as x is, got {type(array).__name__}")
-        if array.dtype != x.dtype and not (tensors and _is_float(array) and _autocast(x)):
+        if _kind(array) != kind:
+            raise TypeError(f"{op}: {name} must be a {kind} as x is, got {type(array).__name__}")
+        if array.dtype != x.dtype and not (is_torch(x) and _is_float(array) and _autocast(x)):
             raise TypeError(
                 f"{op}: {name} must have the dtype of x, {x.dtype}; got {array.dtype}. Convert one of them, or use autocast"
             )
-        if tensors and array.device != x.device:
+        if _apart(array, x):
             raise TypeError(
                 f"{op}: {name} must be on the device of x, {x.device}; got {array.device}. Move one of them"
             )
 
 
-def _kind(x) -> str:
-    return "torch.Tensor" if is_torch(x) else "numpy.ndarray"
+def _kind(x) -> str | None:
+    """What an array is called, None where it is none of those that are taken."""
+    if is_torch(x):
+        return "torch.Tensor"
+    if is_cupy(x):
+        return "cupy.ndarray"
+    return "numpy.ndarray" if isinstance(x, np.ndarray) else None
+
+
+def _apart(array, x) -> bool:
+    """Whether two arrays of one kind are on different devices."""
+    return (is_torch(x) or is_cupy(x)) and array.device != x.device
 
 
 def _is_float(x) -> bool:
@@ -153,7 +168,7 @@ def check_values(op: str, x, act: Activation, values: tuple, features: int) -> N
     for name, value in zip(act.params, values, strict=True):
         if isinstance(value, float):
             continue
-        if is_torch(value) != is_torch(x) or not (is_torch(x) or isinstance(value, np.ndarray)) or not _is_float(value):
+        if _kind(value) != _kind(x) or not _is_float(value):
             raise TypeError(f"{op}: {act.name}'s {name} must be a number or a floating {_kind(x)}, got {value!r}")
         size = value.shape[0] if value.ndim == 1 else 1
         if value.ndim > 1 or size not in (1, features):
@@ -161,15 +176,17 @@ def check_values(op: str, x, act: Activation, values: tuple, features: int) -> N
                 f"{op}: {act.name}'s {name} must have one element or {features}, one per output channel; "
                 f"got shape {_shape(value)}"
             )
-        if is_torch(x) and value.device != x.device:
+        if _apart(value, x):
             raise TypeError(f"{op}: {act.name}'s {name} must be on the device of x, {x.device}; got {value.device}")
 
 
 def check_dy(op: str, dy, x, features: int) -> None:
     expected = [*x.shape[:-1], features]
-    if not isinstance(dy, np.ndarray) or not _is_float(dy) or _shape(dy) != expected:
-        got = f"{dy.dtype} {_shape(dy)}" if isinstance(dy, np.ndarray) else type(dy).__name__
-        raise ValueError(f"{op}: dy must be a floating numpy.ndarray of the result's shape {expected}; got {got}")
+    if _kind(dy) != _kind(x) or not _is_float(dy) or _shape(dy) != expected:
+        got = f"{dy.dtype} {_shape(dy)}" if _kind(dy) == _kind(x) else type(dy).__name__
+        raise ValueError(f"{op}: dy must be a floating {_kind(x)} of the result's shape {expected}; got {got}")
+    if _apart(dy, x):
+        raise TypeError(f"{op}: dy must be on the device of x, {x.device}; got {dy.device}. Move one of them")
 
 
 def check_probability(name: str, p: Any) -> None:

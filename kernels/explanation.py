@@ -60,7 +60,8 @@ def explain(
     """
     import torch
 
-    from .triton import DTYPES, dispatch
+    from .operands import DTYPES
+    from .triton import dispatch
 
     if op not in OPS:
         raise ValueError(f"explain: op must be one of {', '.join(OPS)}; got {op!r}")

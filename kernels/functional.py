@@ -1,7 +1,7 @@
 """The public operations: what the user gave is checked here, once (the checks are in checks.py), and a backend is picked.
 
-NumPy arrays run the reference; torch tensors the Triton kernels where those serve them and plain torch operations where not. Below this
-file an `Activation` travels, never a string.
+NumPy arrays run the reference, CuPy arrays the CuPy kernels; torch tensors the kernels that serve them (backends.py) and plain torch
+operations where none does. Below this file an `Activation` travels, never a string.
 """
 
 import sys
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from . import reference
+from . import backends, reference
 from .checks import (
     check_down,
     check_dropout,
@@ -21,6 +21,7 @@ from .checks import (
     check_no_autograd,
     check_values,
     fit,
+    is_cupy,
     is_torch,
 )
 from .lookup import learn_functions, resolve_call
@@ -31,7 +32,7 @@ def linear(x, weight, bias=None, activation: Any = "gelu", **params):
     """act(x Wᵀ + b), with the activation in the product's epilogue.
 
     x [..., K], weight [N, K] (nn.Linear's layout), bias [N] or None -> [..., N], in the dtype of x (autocast's, where that is on).
-    All of one dtype, float16, bfloat16, float32 or float64, and on one device; torch tensors or NumPy arrays. Products accumulate in
+    All of one dtype, float16, bfloat16, float32 or float64, and on one device; torch tensors, NumPy or CuPy arrays. Products accumulate in
     float32 at least; the fused kernels and the reference apply bias and activation before the one rounding, where cuBLAS is faster
     (`epilogue.explain`) z is rounded first, as in torch's own layers. Backward keeps x and the pre-activation z, or y alone where y
     determines the derivative (relu, tanh, …).
@@ -116,7 +117,7 @@ def gated_mlp(
 
 
 def _training(op: str, x, dropout_p: float, training: bool, recompute: bool) -> dict[str, Any]:
-    """What of this a backend must know; NumPy's has no autograd, and keeps nothing anyway."""
+    """What of this a backend must know; NumPy's and CuPy's have no autograd, and keep nothing anyway."""
     check_dropout(op, x, dropout_p, training)
     check_flag(f"{op}: recompute", recompute)
     options: dict[str, Any] = {"dropout_p": dropout_p} if training and dropout_p else {}
@@ -126,27 +127,27 @@ def _training(op: str, x, dropout_p: float, training: bool, recompute: bool) -> 
 def linear_backward(dy, x, weight, bias=None, activation: Any = "gelu", **params) -> LinearGrads:
     """Gradients of `linear` for dy [..., N], as the named tuple (x, weight, bias, params).
 
-    For NumPy arrays, which have no autograd; the pre-activation is computed again from the inputs. Arguments and errors as for `linear`.
+    For NumPy and CuPy arrays, without autograd; the pre-activation is computed again from the inputs. Arguments and errors as for `linear`.
     """
     act, values = resolve_call("linear", activation, params, False)
     check_no_autograd("linear_backward", x)
     check_layer("linear_backward", x, "weight", weight, "bias", bias)
     check_values("linear_backward", x, act, values, weight.shape[0])
     check_dy("linear_backward", dy, x, weight.shape[0])
-    return reference.linear_backward(dy, x, weight, bias, act, values)
+    return _backend(x, weight).linear_backward(dy, x, weight, bias, act, values)
 
 
 def glu_backward(dy, x, weight, bias=None, activation: Any = "silu", **params) -> LinearGrads:
     """Gradients of `glu` for dy [..., F], as (x, weight, bias, params), weight's and bias's in the layout in which they came.
 
-    For NumPy arrays, as `linear_backward`.
+    For NumPy and CuPy arrays, as `linear_backward`.
     """
     act, values = resolve_call("glu", activation, params, True)
     check_no_autograd("glu_backward", x)
     features = check_glu("glu_backward", x, weight, bias)
     check_values("glu_backward", x, act, values, features)
     check_dy("glu_backward", dy, x, features)
-    return reference.glu_backward(dy, x, weight, bias, act, values)
+    return _backend(x, weight).glu_backward(dy, x, weight, bias, act, values)
 
 
 def mlp_backward(
@@ -154,7 +155,7 @@ def mlp_backward(
 ) -> MLPGrads:
     """Gradients of `mlp` (without dropout) for dy [..., N], as (x, up_weight, down_weight, up_bias, down_bias, params).
 
-    For NumPy arrays, as `linear_backward`.
+    For NumPy and CuPy arrays, as `linear_backward`.
     """
     act, values = resolve_call("mlp", activation, params, False)
     check_no_autograd("mlp_backward", x)
@@ -162,7 +163,7 @@ def mlp_backward(
     check_down("mlp_backward", x, up_weight.shape[0], down_weight, down_bias)
     check_values("mlp_backward", x, act, values, up_weight.shape[0])
     check_dy("mlp_backward", dy, x, down_weight.shape[0])
-    return reference.mlp_backward(dy, x, up_weight, down_weight, up_bias, down_bias, act, values)
+    return _backend(x, up_weight).mlp_backward(dy, x, up_weight, down_weight, up_bias, down_bias, act, values)
 
 
 def gated_mlp_backward(
@@ -171,7 +172,7 @@ def gated_mlp_backward(
 ) -> GatedMLPGrads:  # fmt: skip
     """Gradients of `gated_mlp` (without dropout) for dy [..., N], in the order of its arguments, then params; a packed gate's are packed.
 
-    For NumPy arrays, as `linear_backward`.
+    For NumPy and CuPy arrays, as `linear_backward`.
     """
     act, values = resolve_call("gated_mlp", activation, params, True)
     check_no_autograd("gated_mlp_backward", x)
@@ -179,7 +180,7 @@ def gated_mlp_backward(
     check_down("gated_mlp_backward", x, features, down_weight, down_bias)
     check_values("gated_mlp_backward", x, act, values, features)
     check_dy("gated_mlp_backward", dy, x, down_weight.shape[0])
-    return reference.gated_mlp_backward(
+    return _backend(x, gate_weight).gated_mlp_backward(
         dy, x, gate_weight, up_weight, down_weight, gate_bias, up_bias, down_bias, act, values
     )
 
@@ -203,12 +204,19 @@ if sys.modules.get("torch") is not None:
 
 def _backend(x, weight):
     """The module whose operations serve these arrays."""
+    if is_cupy(x):
+        from .cupy import arrays
+
+        return arrays
     if isinstance(x, np.ndarray):
         return reference
     if _eager is None:
         load_torch(sys.modules["torch"])
-    if (x.is_cpu and not _triton.INTERPRET) or _triton.refusal(x, weight):
+    if x.is_cpu and not _triton.INTERPRET:
         return _eager
-    from .triton import autograd
+    name, _ = backends.serving(x, weight)
+    if name == "eager":
+        return _eager
+    from . import autograd
 
-    return autograd
+    return autograd.KERNELS[name]

@@ -190,7 +190,7 @@ def gated_mlp(
     The hidden layer is not rounded.
     """
     dtype = compute_dtype or x.dtype
-    w, b = _gate_up(gate_weight, up_weight, gate_bias, up_bias)
+    w, b = gate_up(gate_weight, up_weight, gate_bias, up_bias)
     x_, w, w2, b, b2, values = _cast((x, w, down_weight, b, down_bias, values), dtype)
     return _affine(glu(x_, w, b, act, values, compute_dtype=dtype), w2, b2).astype(x.dtype)
 
@@ -202,7 +202,7 @@ def gated_mlp_backward(
 ) -> GatedMLPGrads:  # fmt: skip
     """Gradients of `gated_mlp` for dy [..., N]; those of a packed gate are packed."""
     dtype, given = compute_dtype or x.dtype, values
-    w, b = _gate_up(gate_weight, up_weight, gate_bias, up_bias)
+    w, b = gate_up(gate_weight, up_weight, gate_bias, up_bias)
     dy, x_, w, w2, b, b2, values = _cast((dy, x, w, down_weight, b, down_bias, values), dtype)
     h = glu(x_, w, b, act, values, compute_dtype=dtype)
     dh, dw2, db2 = _affine_grads(dy, h, w2, b2)
@@ -213,7 +213,7 @@ def gated_mlp_backward(
     return GatedMLPGrads(dx, dgate, dup, dw2, dgate_bias, dup_bias, db2, params)
 
 
-def _gate_up(gate_weight, up_weight, gate_bias, up_bias) -> tuple[Any, Any]:
+def gate_up(gate_weight, up_weight, gate_bias, up_bias) -> tuple[Any, Any]:
     """(weight, bias) as `glu` takes them: a packed gate has no up beside it."""
     if up_weight is None:
         return gate_weight, gate_bias

@@ -141,3 +141,13 @@ def unfused(op: str, args: dict[str, Any], entry: Activation, values: tuple = ()
     else:
         a, b = F.linear(x, weight, bias).chunk(2, -1)
     return entry.oracle(F, a, b, *values) if entry.arity == 2 else entry.oracle(F, a, *values) * b
+
+
+def philox(seed, group, row, rounds):
+    """Philox4x32 in plain integers, after Salmon et al. 2011: the four words of counter (group, row, 0, 0)."""
+    c, k, low = [group, row, 0, 0], [seed & 0xFFFFFFFF, seed >> 32], 0xFFFFFFFF
+    for _ in range(rounds):
+        a, b = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [(b >> 32) ^ c[1] ^ k[0], b & low, (a >> 32) ^ c[3] ^ k[1], a & low]
+        k = [(k[0] + 0x9E3779B9) & low, (k[1] + 0xBB67AE85) & low]
+    return c

@@ -13,19 +13,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ..catalogue import Activation
+from ..operands import Dropout, halves
+from ..unfused import unfused_dact
 from .chips import machine, precision
 from .configs import DACT, DROPPED, Choice, Config, Problem
 from .dispatch import choose
-from .dropout import Dropout, drawn, dropped
-from .operands import (
-    descriptor,
-    descriptors_serve,
-    gradients,
-    halves,
-    on_device,
-    param_arguments,
-    tiles,
-)
+from .dropout import drawn, dropped
+from .operands import descriptor, descriptors_serve, gradients, on_device, param_arguments, tiles
+from .pointwise import act_bwd
 from .tiles import (
     activate,
     column_pieces,
@@ -39,7 +34,6 @@ from .tiles import (
     up_gradient,
     z_gradient,
 )
-from .unfused import unfused_dact
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -174,7 +168,7 @@ def linear_dact(
     if choice is None:
         choice = choose(_problem(dy, weight, saved, kept, act, gated, dropout, needs[0]), machine(dy))
     call = dy, weight, saved, kept, act, values, gated, dropout, needs
-    return _fused_dact(*call, choice) if isinstance(choice, Config) else unfused_dact(*call)
+    return _fused_dact(*call, choice) if isinstance(choice, Config) else unfused_dact(*call, act_bwd)
 
 
 def _problem(
@@ -200,7 +194,7 @@ def _fused_dact(
     if m and n:
         matrix, signs = (None, saved) if kept == "sign" else (saved, None)
         params, strides = param_arguments(values)
-        functions = gradients(act, values, gated, dy.dtype, kept)
+        functions = gradients(act, values, dy.dtype, kept)
         constants = {**functions, "PARAM_STRIDES": strides, "PRECISION": precision(dy.dtype), **config.constants()}
         epilogue = (*halves(matrix, n, gated), signs, *halves(dz, n, gated), h)
         sums = (*halves(dbias, n, gated), dparam, params, dropout and dropout.argument())

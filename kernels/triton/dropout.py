@@ -1,11 +1,11 @@
 """Dropout inside an epilogue: a mask that is a function of a seed and the position alone, so that nothing of it is stored."""
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from ..operands import Dropout
 
 
 @triton.jit
@@ -43,24 +43,6 @@ def dropout_mask_kernel(mask_ptr, dropout, M, N, BLOCK: tl.constexpr):
     ones = tl.full((BLOCK, BLOCK), 1.0, tl.float32)
     factors = dropped(ones, drawn(dropout, row, col, BLOCK, BLOCK), dropout)
     tl.store(mask_ptr + rows.to(tl.int64) * N + cols, factors, mask=(rows < M) & (cols < N))
-
-
-class Dropout(NamedTuple):
-    """A dropout's probability, and the 64-bit seed from which forward and backward draw the same mask."""
-
-    p: float
-    seed: Tensor
-
-    def argument(self) -> tuple[Tensor, int, float]:
-        """What `drawn` and `dropped` take."""
-        threshold = min(round(self.p * 2**32), 2**32 - 1) - 2**31
-        return self.seed, threshold, 1.0 / (1.0 - self.p) if self.p < 1.0 else 0.0
-
-
-def draw_seed(device: torch.device) -> Tensor:
-    """From torch's generator of that device, so that manual_seed, checkpointing and CUDA graphs govern it; on the device, so that nothing
-    waits for it."""
-    return torch.randint(2**63 - 1, (1,), device=device)
 
 
 def dropout_mask(dropout: Dropout, m: int, n: int) -> Tensor:

@@ -11,20 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..operands import Operands, halves, rows_of
+from ..unfused import library_fwd, library_serves, unfused_fwd
 from .chips import machine, precision
 from .configs import GLU, LINEAR, Choice, Config, Problem
 from .dispatch import choose
 from .dropout import drawn, dropped
-from .operands import (
-    Operands,
-    descriptor,
-    descriptors_serve,
-    halves,
-    on_device,
-    param_arguments,
-    rows_of,
-    tiles,
-)
+from .operands import descriptor, descriptors_serve, on_device, param_arguments, tiles
+from .pointwise import act_fwd
 from .tiles import (
     activate,
     add_bias,
@@ -35,7 +29,6 @@ from .tiles import (
     store_signs,
     tile_position,
 )
-from .unfused import library_fwd, library_serves, unfused_fwd
 from .vocabulary import device_function
 
 
@@ -152,7 +145,7 @@ def linear_fwd(operands: Operands, keep: str, choice: Choice | None = None) -> t
         choice = choose(_problem(operands, keep), machine(operands.x), library_serves(operands, keep))
     if isinstance(choice, Config):
         return _fused_fwd(operands, keep, choice)
-    return (library_fwd(operands), None) if choice == "library" else unfused_fwd(operands, keep)
+    return (library_fwd(operands), None) if choice == "library" else unfused_fwd(operands, keep, act_fwd)
 
 
 def _problem(operands: Operands, keep: str) -> Problem:

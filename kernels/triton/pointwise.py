@@ -12,10 +12,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ..catalogue import Activation
+from ..operands import Dropout, halves
 from .chips import machine
 from .configs import POINTWISE
-from .dropout import Dropout, drawn, dropped
-from .operands import gradients, halves, on_device, param_arguments
+from .dropout import drawn, dropped
+from .operands import gradients, on_device, param_arguments
 from .tiles import (
     activate,
     load_params,
@@ -160,7 +161,7 @@ def act_bwd(
             act_bwd_kernel[(programs, triton.cdiv(n, POINTWISE["BLOCK_N"]))](
                 dy, gate, up, signs, dz_gate, dz_up, h, db_gate, db_up, dparam, params, dropout and dropout.argument(),
                 m, n, *dy.stride(), saved.stride(0), triton.cdiv(n, 8), width, rows_per_program,
-                **gradients(act, values, gated, dy.dtype, kept), PARAM_STRIDES=strides, **POINTWISE,
+                **gradients(act, values, dy.dtype, kept), PARAM_STRIDES=strides, **POINTWISE,
             )  # fmt: skip
     return dz, h, None if dbias is None else dbias.sum(0), None if dparam is None else dparam.sum(0)
 

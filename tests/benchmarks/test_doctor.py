@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from epilogue import triton
+from epilogue import cupy, triton
 from epilogue.benchmarks import doctor
 from epilogue.benchmarks.report import table, versions
 from epilogue.triton import tuned
@@ -27,7 +27,7 @@ def test_every_kind_of_array_has_its_row():
     rows = {array: (backend, reason) for array, backend, reason in doctor.backends()}
     assert len(rows) == 8
     assert rows["torch.Tensor, CUDA, float64"][0] == doctor.EAGER
-    assert rows["cupy.ndarray"][0] == "nothing"
+    assert rows["cupy.ndarray"][0] == ("nothing" if cupy.missing() else "CuPy kernels and cuBLAS")
     assert all(reason for _, reason in rows.values())
 
 
@@ -55,6 +55,21 @@ def test_without_triton(monkeypatch, capsys):
     assert "triton is not installed" in capsys.readouterr().out
     rows = {array: rest for array, *rest in doctor.backends()}
     assert rows["torch.Tensor, CPU, TRITON_INTERPRET=1"] == [doctor.EAGER, "triton is not installed"]
+
+
+def test_the_table_says_what_serves(monkeypatch):
+    monkeypatch.setattr(doctor, "serving", lambda x, weight: ("cupy", "triton is not installed"))
+    assert ("torch.Tensor, CPU, float32", "CuPy kernels", "triton is not installed") in doctor.backends()
+
+
+def test_a_choice_that_cannot_be_is_said(monkeypatch):
+    def serving(x, weight):
+        raise RuntimeError("EPILOGUE_BACKEND: 'cupy' cannot run here: CuPy finds no GPU or no driver")
+
+    monkeypatch.setattr(doctor, "serving", serving)
+    backend, reason = doctor._backend(torch.empty(1, 1))
+    assert backend == "nothing"
+    assert "cannot run here: CuPy finds no GPU" in reason
 
 
 @pytest.mark.parametrize(("error", "status"), [(2e-7, 0), (1e-2, 1), (math.nan, 1)])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from epilogue import triton
+from epilogue import backends, triton
 from epilogue.benchmarks import side_by_side
 
 
@@ -48,12 +48,17 @@ def test_curves_that_are_apart():
     assert side_by_side.apart(stock, finished("fused", [1.0, math.nan]), 0.5)
 
 
-def test_backend_tells_the_refusal(monkeypatch):
-    model = nn.Linear(2, 2)
-    monkeypatch.setattr(triton, "refusal", lambda x, weight: "no GPU")
-    assert side_by_side.backend(model) == ("plain torch", "no GPU")
-    monkeypatch.setattr(triton, "refusal", lambda x, weight: None)
-    assert side_by_side.backend(model)[1] is None
+@pytest.mark.parametrize(
+    ("served", "said"),
+    [
+        (("eager", "no GPU"), ("plain torch", "no GPU")),
+        (("cupy", "triton is not installed"), ("CuPy kernels", None)),
+        (("triton", "served"), ("Triton, interpreted" if triton.INTERPRET else "Triton kernels", None)),
+    ],
+)
+def test_backend_tells_the_refusal(served, said, monkeypatch):
+    monkeypatch.setattr(backends, "serving", lambda x, weight: served)
+    assert side_by_side.backend(nn.Linear(2, 2)) == said
 
 
 @pytest.mark.parametrize("accuracy", [None, 0.5])

@@ -30,7 +30,7 @@ TYPE_ERRORS = [
     (lambda: linear(X, W, activation="elu", alpha="1.0"), "elu's alpha must be a number, got '1.0'"),
     (lambda: linear(X, W, activation="elu", alpha=True), "elu's alpha must be a number, got True"),
     (lambda: linear(X.to(torch.float8_e4m3fn), W), "float16, bfloat16, float32 or float64 … float8_e4m3fn"),
-    (lambda: linear([1.0], W), "x must be a torch.Tensor or a numpy.ndarray … got list … as_tensor"),
+    (lambda: linear([1.0], W), "x must be a torch.Tensor, a numpy.ndarray or a cupy.ndarray … got list … as_tensor"),
     (lambda: linear(X.int(), W), "float16, bfloat16, float32 or float64 … torch.int32 … convert it"),
     (lambda: linear(X.cfloat(), W), "float16, bfloat16, float32 or float64 … complex64"),
     (lambda: linear(X, None), "weight must be a torch.Tensor as x is … got NoneType"),

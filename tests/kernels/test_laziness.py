@@ -62,7 +62,7 @@ def test_torch_on_the_cpu_works_without_triton_and_cupy(tmp_path):
         block = epilogue.nn.FusedGatedMLP(4, 8)
         block(x).sum().backward()
         assert block.gate.weight.grad.abs().sum() > 0
-        assert "epilogue.triton.autograd" not in sys.modules  # the kernels themselves
+        assert "epilogue.autograd" not in sys.modules  # the kernels themselves
         assert epilogue.linear(x.to("meta"), torch.ones(3, 4, device="meta")).shape == (2, 3)
         """,
         tmp_path,
@@ -73,4 +73,60 @@ def test_torch_on_the_cpu_works_without_triton_and_cupy(tmp_path):
 def test_nn_comes_when_it_is_asked_for(statement, tmp_path):
     python(
         f"{statement}\nimport sys\nassert sys.modules['epilogue.nn'].FusedLinear and 'torch' in sys.modules", tmp_path
+    )
+
+
+def test_cupy_arrays_need_no_torch(tmp_path):
+    """The whole way of an array without torch; on a machine without a GPU up to the first launch."""
+    python(
+        """
+        import sys
+        sys.modules["torch"] = sys.modules["triton"] = None
+        import numpy as np
+        class ndarray(np.ndarray):
+            device = __import__("contextlib").nullcontext(0)
+        cupy = sys.modules["cupy"] = type(sys)("cupy")
+        cupy.ndarray = ndarray
+        import epilogue
+        x = np.ones((2, 3)).view(ndarray)
+        assert type(epilogue.linear(x, x, activation="identity")) is ndarray
+        assert "epilogue.cupy.arrays" in sys.modules
+        cupy.RawModule = lambda code, options: sys.exit(0 if "act_fwd" in code else 1)
+        cupy.empty = np.empty
+        epilogue.linear(x, x, activation="relu")
+        raise AssertionError("no kernel was wanted")
+        """,
+        tmp_path,
+    )
+
+
+@pytest.mark.parametrize("name", ["cupi", "numpy"])
+def test_the_environment_names_a_backend(name, tmp_path):
+    python(
+        f"""
+        import os
+        os.environ["EPILOGUE_BACKEND"] = {name!r}
+        try:
+            import epilogue
+        except ValueError as error:
+            assert str(error) == "EPILOGUE_BACKEND must be one of triton, cupy, eager; got {name!r}"
+        else:
+            raise AssertionError
+        """,
+        tmp_path,
+    )
+
+
+def test_the_environment_chooses(tmp_path):
+    python(
+        """
+        import os, sys
+        os.environ["EPILOGUE_BACKEND"] = "eager"
+        import torch
+        import epilogue
+        x = torch.empty(1, 1)
+        assert epilogue.backends.serving(x, x) == ("eager", "plain torch operations were chosen")
+        assert not {"cupy", "triton", "epilogue.cupy"} & set(sys.modules)
+        """,
+        tmp_path,
     )

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 import epilogue
 from epilogue.nn import FusedGatedMLP, FusedLinear, FusedMLP
+from epilogue.operands import Operands
 from epilogue.triton import refusal
 from epilogue.triton.linear import linear_fwd
-from epilogue.triton.operands import Operands
 
 
 @pytest.fixture

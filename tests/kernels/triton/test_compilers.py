@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import epilogue
+from epilogue import autograd  # noqa: F401  registers the operators
 from epilogue.nn import FusedGatedMLP, FusedGLU, FusedLinear, FusedMLP
-from epilogue.triton import autograd  # noqa: F401  registers the operators
 
 NONE = (None,) * 3
 
@@ -27,7 +27,7 @@ def test_opcheck_linear(form, save, device):
         "learned": (x, weight, *NONE, tensor(12, device=device), "prelu", [0.0], 0, False),
     }[form]
     keep = ("output" if form == "output" else "input") if save else "nothing"
-    torch.library.opcheck(torch.ops.epilogue.linear_fwd.default, (*arguments, keep))
+    torch.library.opcheck(torch.ops.epilogue.linear_fwd.default, (*arguments, keep, "triton"))
 
 
 @pytest.mark.parametrize("needs", [[True, True, True], [True, False, False], [False, True, False]])
@@ -36,7 +36,9 @@ def test_opcheck_linear_backward(gated, needs, device):
     dy, saved, beta = (
         t.detach() for t in (tensor(6, 8, device=device), tensor(6, 8 << gated, device=device), tensor(device=device))
     )
-    torch.library.opcheck(torch.ops.epilogue.linear_bwd.default, (dy, saved, beta, "swish", [0.0], 0, gated, needs))
+    torch.library.opcheck(
+        torch.ops.epilogue.linear_bwd.default, (dy, saved, beta, "swish", [0.0], 0, gated, needs, "triton")
+    )
 
 
 @pytest.mark.parametrize("keep", ["nothing", "input", "output", "sign"])
@@ -58,7 +60,7 @@ def test_opcheck_mlp(form, keep, device):
     }
     down = (draw(4, 12).requires_grad_(keep != "sign"), draw(4))
     kept = keep if form == "plain" or keep in ("nothing", "input") else "input"
-    arguments = (x, *layer, *down, seed, *call[form], 0.25, kept)
+    arguments = (x, *layer, *down, seed, *call[form], 0.25, kept, "triton")
     torch.library.opcheck(torch.ops.epilogue.mlp_fwd.default, arguments)
 
 
@@ -68,7 +70,7 @@ def test_opcheck_dact(gated, needs, device):
     shapes = (6, 4), (4, 8), (6, 8 << gated), ()
     dy, down, saved, beta = (tensor(*shape, device=device).detach() for shape in shapes)
     seed = torch.tensor([5], device=device)
-    arguments = (dy, down, saved, beta, seed, "swish", [0.0], 0, gated, 0.25, "input", needs)
+    arguments = (dy, down, saved, beta, seed, "swish", [0.0], 0, gated, 0.25, "input", needs, "triton")
     torch.library.opcheck(torch.ops.epilogue.linear_dact.default, arguments)
 
 

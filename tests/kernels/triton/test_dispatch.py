@@ -8,14 +8,13 @@ import pytest
 import torch
 
 import epilogue
+from epilogue.operands import Dropout, Operands
 from epilogue.triton import dispatch, tuned
 from epilogue.triton.chips import CHIPS, INTERPRETER, precision
 from epilogue.triton.configs import DACT, DROPPED, GLU, LINEAR, TABLE, Config, Problem, shared_bytes
 from epilogue.triton.costs import UNKNOWN, formula_cost
 from epilogue.triton.dispatch import candidates, choose, fused_time, unfused_time
-from epilogue.triton.dropout import Dropout
-from epilogue.triton.operands import Operands
-from epilogue.triton.unfused import library_fwd, library_serves
+from epilogue.unfused import library_fwd, library_serves
 
 H200 = CHIPS["H200"]
 GELU = Problem(LINEAR, 8192, 14336, 4096, torch.bfloat16, "tf32", True, "gelu", gated=False, keeps=True)

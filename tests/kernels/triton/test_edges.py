@@ -6,11 +6,11 @@ import torch
 import checks
 import epilogue
 from checks import assert_accurate
+from epilogue.operands import Dropout, Operands
 from epilogue.triton.configs import DACT, GLU, TABLE
 from epilogue.triton.dact import linear_dact
-from epilogue.triton.dropout import Dropout, dropout_mask
+from epilogue.triton.dropout import dropout_mask
 from epilogue.triton.linear import linear_fwd
-from epilogue.triton.operands import Operands
 from epilogue.triton.pointwise import act_bwd
 
 GELU, SILU, RELU = (epilogue.ACTIVATIONS[name] for name in ("gelu", "silu", "relu"))

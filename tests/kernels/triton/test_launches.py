@@ -10,10 +10,10 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 import epilogue
+from epilogue.operands import Dropout, Operands
 from epilogue.triton import dact, linear, operands, pointwise
 from epilogue.triton.chips import CHIPS
-from epilogue.triton.dropout import Dropout, dropout_mask
-from epilogue.triton.operands import Operands
+from epilogue.triton.dropout import dropout_mask
 
 
 class AbsentGPU:

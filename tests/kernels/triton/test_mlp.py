@@ -9,10 +9,11 @@ import torch.nn.functional as F
 
 import checks
 import epilogue
-from checks import assert_accurate
+from checks import assert_accurate, philox
 from epilogue.nn import FusedGatedMLP, FusedMLP
+from epilogue.operands import Dropout, draw_seed
 from epilogue.triton import refusal
-from epilogue.triton.dropout import Dropout, draw_seed, dropout_mask
+from epilogue.triton.dropout import dropout_mask
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SHAPES = {
@@ -229,16 +230,6 @@ def test_recompute_changes_no_number(activation, dtype, rng, device):
 
 
 # --- dropout
-
-
-def philox(seed, group, row, rounds):
-    """Philox4x32 in plain integers, after Salmon et al. 2011: the four words of counter (group, row, 0, 0)."""
-    c, k, low = [group, row, 0, 0], [seed & 0xFFFFFFFF, seed >> 32], 0xFFFFFFFF
-    for _ in range(rounds):
-        a, b = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
-        c = [(b >> 32) ^ c[1] ^ k[0], b & low, (a >> 32) ^ c[3] ^ k[1], a & low]
-        k = [(k[0] + 0x9E3779B9) & low, (k[1] + 0xBB67AE85) & low]
-    return c
 
 
 def test_mask_is_philox(device):

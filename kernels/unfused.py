@@ -1,29 +1,29 @@
-"""The products whose fused kernel would be slower: by cuBLAS, with one pointwise kernel or cuBLASLt's own epilogue."""
+"""Products by cuBLAS through torch, with one pointwise kernel or cuBLASLt's own epilogue: where no fused kernel is, or it would be slower.
 
-from collections.abc import Sequence
+`act_fwd` and `act_bwd` are the backend's pointwise kernels, as in triton/pointwise.py.
+"""
+
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-import triton
 from torch import Tensor
 
-from ..catalogue import Activation
-from .dropout import Dropout
-from .operands import Operands, rows_of
-from .pointwise import act_bwd, act_fwd
+from .catalogue import Activation
+from .operands import Dropout, Operands, rows_of
 
 LIBRARY = {"relu": False, "gelu_tanh": True}
 """What cuBLASLt's epilogue computes -> torch._addmm_activation's use_gelu."""
 
 
-def unfused_fwd(operands: Operands, keep: str) -> tuple[Tensor, Tensor | None]:
+def unfused_fwd(operands: Operands, keep: str, act_fwd: Callable) -> tuple[Tensor, Tensor | None]:
     """What linear_fwd returns; z is rounded before the activation, as in torch's own layers."""
     x, act, gated = rows_of(operands.x), operands.act, operands.gated
     z = _product(operands, x)
     m, n = x.shape[0], z.shape[1] // (1 + gated)
     # Where z is not kept, y may take its place.
     y = x.new_empty(m, n) if gated or keep == "input" else z
-    signs = x.new_empty(m, triton.cdiv(n, 8), dtype=torch.uint8) if keep == "sign" else None
+    signs = x.new_empty(m, (n + 7) // 8, dtype=torch.uint8) if keep == "sign" else None
     act_fwd(z, y, signs, act, operands.values, gated, operands.dropout)
     return y.view(*operands.x.shape[:-1], n), z if keep == "input" else signs
 
@@ -67,10 +67,10 @@ def library_fwd(operands: Operands) -> Tensor:
 
 def unfused_dact(
     dy: Tensor, weight: Tensor, saved: Tensor, kept: str, act: Activation, values: tuple, gated: bool,
-    dropout: Dropout | None, needs: Sequence[bool],
+    dropout: Dropout | None, needs: Sequence[bool], act_bwd: Callable,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """What linear_dact returns; dh = dy W is rounded before the derivative."""
     dh = dy @ weight
     dz, *rest = act_bwd(dh, saved, kept, act, values, gated, dropout, (True, *needs), None if gated else dh)
     assert dz is not None
-    return dz, *rest  # type: ignore[return-value]
+    return dz, *rest

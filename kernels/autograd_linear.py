@@ -12,31 +12,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import eager
-from ..catalogue import ACTIVATIONS, Activation
-from . import INTERPRET, compute_dtype
-from .linear import linear_fwd
-from .operands import Operands, rows_of
-from .pointwise import act_bwd
+from . import eager
+from .catalogue import ACTIVATIONS, Activation
+from .operands import Operands, compute_dtype, rows_of
+from .triton import INTERPRET
 
 _NO_LEARNED = -1
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, act: Activation, values: tuple) -> Tensor:
+def launchers(backend: str) -> Any:
+    """The module of a backend's launchers: linear_fwd, act_bwd, linear_dact and dropout_mask."""
+    if backend == "cupy":
+        from .cupy import tensors
+
+        return tensors
+    from .triton import launchers
+
+    return launchers
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, act: Activation, values: tuple, backend: str) -> Tensor:
     """act(x Wᵀ + b): x [..., K], weight [N, K], bias [N] -> [..., N]."""
-    return _call(x, weight, None, bias, None, act, values, False)
+    return _call(x, weight, None, bias, None, act, values, False, backend)
 
 
-def glu(x: Tensor, weight: Any, bias: Any, act: Activation, values: tuple) -> Tensor:
+def glu(x: Tensor, weight: Any, bias: Any, act: Activation, values: tuple, backend: str) -> Tensor:
     """act(x Gᵀ + bg) ⊙ (x Uᵀ + bu): weight packed [2F, K] or a pair of [F, K], bias the same way -> [..., F]."""
     act = act.gate or act
     if isinstance(weight, Tensor):
-        return _call(x, weight, None, bias, None, act, values, True)
+        return _call(x, weight, None, bias, None, act, values, True, backend)
     gate_bias, up_bias = bias or (None, None)
-    return _call(x, weight[0], weight[1], gate_bias, up_bias, act, values, True)
+    return _call(x, weight[0], weight[1], gate_bias, up_bias, act, values, True, backend)
 
 
-def _call(x, weight, up_weight, bias, up_bias, act: Activation, values: tuple, gated: bool) -> Tensor:
+def _call(x, weight, up_weight, bias, up_bias, act: Activation, values: tuple, gated: bool, backend: str) -> Tensor:
     if not serves(act, values, gated):
         if up_weight is not None:
             weight, bias = (weight, up_weight), (bias, up_bias)
@@ -45,7 +54,7 @@ def _call(x, weight, up_weight, bias, up_bias, act: Activation, values: tuple, g
     tensors = (*cast(x, x, weight, up_weight, bias, up_bias), learned)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     keep = ("input" if gated else act.saves(values)) if save else "nothing"
-    arguments: tuple[Any, ...] = (*tensors, act.name, numbers, learned_at, gated, keep)
+    arguments: tuple[Any, ...] = (*tensors, act.name, numbers, learned_at, gated, keep, backend)
     if torch.compiler.is_compiling():
         return torch.ops.epilogue.linear_fwd(*arguments)[0]
     return (_Linear.apply if save else layer_forward)(*arguments)[0]
@@ -79,27 +88,29 @@ def cast(x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 def layer_forward(
     x: Tensor, weight: Tensor, up_weight: Tensor | None, bias: Tensor | None, up_bias: Tensor | None,
     learned: Tensor | None, activation: str, numbers: list[float], learned_at: int, gated: bool, keep: str,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(y [..., N], z [M, N] or gate|up [M, 2N] where keep says "input", else empty)."""
     act, values = ACTIVATIONS[activation], joined(numbers, learned, learned_at)
-    y, z = linear_fwd(Operands(x, weight, up_weight, bias, up_bias, act, values, gated), keep)
+    operands = Operands(x, weight, up_weight, bias, up_bias, act, values, gated)
+    y, z = launchers(backend).linear_fwd(operands, keep)
     return y, x.new_empty(0) if z is None else z
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, weight, up_weight, bias, up_bias, learned, activation, numbers, learned_at, gated, keep = inputs
+    x, weight, up_weight, bias, up_bias, learned, activation, numbers, learned_at, gated, keep, backend = inputs
     ctx.set_materialize_grads(False)
     saved = {"input": output[1], "output": output[0], "nothing": None}[keep]
     keeps_x = any(ctx.needs_input_grad[1:3]) or keep == "nothing"  # a frozen weight costs no x
     ctx.save_for_backward(saved, x if keeps_x else None, weight, up_weight, bias, up_bias, learned)
     ctx.activation, ctx.numbers, ctx.learned_at, ctx.gated = activation, numbers, learned_at, gated
-    ctx.leading = x.shape[:-1]
+    ctx.leading, ctx.backend = x.shape[:-1], backend
 
 
 def _backward(ctx, dy: Tensor | None, dz_unused: Tensor | None, pointwise: Any) -> tuple:
     """Gradients of `layer_forward`'s six tensors; `pointwise` is `_pointwise`, as a function or as an operator."""
     if dy is None:
-        return (None,) * 11
+        return (None,) * 12
     saved, x, weight, up_weight, bias, up_bias, learned = ctx.saved_tensors
     needs = ctx.needs_input_grad[:6]
     if torch.is_grad_enabled() or saved is None:
@@ -110,11 +121,12 @@ def _backward(ctx, dy: Tensor | None, dz_unused: Tensor | None, pointwise: Any) 
                 x, weight, up_weight, bias, up_bias, act, joined(ctx.numbers, learned, ctx.learned_at), ctx.gated
             )
 
-        return *differentiable(operation, (x, weight, up_weight, bias, up_bias, learned), needs, dy), *(None,) * 5
+        return *differentiable(operation, (x, weight, up_weight, bias, up_bias, learned), needs, dy), *(None,) * 6
     dy = rows_of(dy.resolve_neg())  # autograd of complex numbers negates lazily, by a bit that a kernel cannot see
     wanted = [any(needs[:3]), any(needs[3:5]), needs[5]]
-    dz, dbias, dlearned = pointwise(dy, saved, learned, ctx.activation, ctx.numbers, ctx.learned_at, ctx.gated, wanted)
-    return *layer_gradients(dz, dbias, dlearned, x, weight, up_weight, learned, needs, ctx.leading), *(None,) * 5
+    call = (ctx.activation, ctx.numbers, ctx.learned_at, ctx.gated, wanted, ctx.backend)
+    dz, dbias, dlearned = pointwise(dy, saved, learned, *call)
+    return *layer_gradients(dz, dbias, dlearned, x, weight, up_weight, learned, needs, ctx.leading), *(None,) * 6
 
 
 def layer_gradients(dz, dbias, dlearned, x, weight, up_weight, learned, needs, leading) -> tuple:
@@ -162,18 +174,19 @@ def differentiable(operation: Callable, inputs: tuple, needs, dy: Tensor) -> tup
 
 def _pointwise(
     dy: Tensor, saved: Tensor, learned: Tensor | None, activation: str, numbers: list[float], learned_at: int,
-    gated: bool, needs: list[bool],
+    gated: bool, needs: list[bool], backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dz, dbias, dparam) of act_bwd, empty tensors where not needed."""
     act, values = ACTIVATIONS[activation], joined(numbers, learned, learned_at)
     kept = "input" if gated else act.saves(values)
-    dz, _, *sums = act_bwd(dy, rows_of(saved), kept, act, values, gated, None, (needs[0], False, *needs[1:]))
+    wanted = (needs[0], False, *needs[1:])
+    dz, _, *sums = launchers(backend).act_bwd(dy, rows_of(saved), kept, act, values, gated, None, wanted)
     results = (dz, *sums)
     return tuple(dy.new_empty(0) if r is None else r for r in results)  # type: ignore[return-value]
 
 
 def _forward_on_cpu(
-    x, weight, up_weight, bias, up_bias, learned, activation, numbers, learned_at, gated, keep
+    x, weight, up_weight, bias, up_bias, learned, activation, numbers, learned_at, gated, keep, backend
 ) -> tuple[Tensor, Tensor]:
     """`layer_forward` in plain torch operations: for a graph that was made on a GPU and runs without one."""
     act, values = ACTIVATIONS[activation], joined(numbers, learned, learned_at)
@@ -198,14 +211,14 @@ def batched(dy: Tensor | None) -> bool:
 
 
 def _fake_forward(
-    x, weight, up_weight, bias, up_bias, learned, activation, numbers, learned_at, gated, keep
+    x, weight, up_weight, bias, up_bias, learned, activation, numbers, learned_at, gated, keep, backend
 ) -> tuple[Tensor, Tensor]:
     n = weight.shape[0] // 2 if gated and up_weight is None else weight.shape[0]
     y = x.new_empty(*x.shape[:-1], n)
     return y, x.new_empty(math.prod(x.shape[:-1]), 2 * n if gated else n) if keep == "input" else x.new_empty(0)
 
 
-def _fake_pointwise(dy, saved, learned, activation, numbers, learned_at, gated, needs) -> tuple[Tensor, ...]:
+def _fake_pointwise(dy, saved, learned, activation, numbers, learned_at, gated, needs, backend) -> tuple[Tensor, ...]:
     (m, n), width = dy.shape, dy.shape[1] * (2 if gated else 1)
     shapes = ((m, width), (width,), (n,))
     dtypes = (dy.dtype, torch.float32, torch.float32)
@@ -222,11 +235,11 @@ def _operator_backward(ctx, dy, dz_unused):
 _library = torch.library.Library("epilogue", "FRAGMENT")
 _library.define(
     "linear_fwd(Tensor x, Tensor weight, Tensor? up_weight, Tensor? bias, Tensor? up_bias, Tensor? learned, str activation, "
-    "float[] numbers, int learned_at, bool gated, str keep) -> (Tensor, Tensor)"
+    "float[] numbers, int learned_at, bool gated, str keep, str backend) -> (Tensor, Tensor)"
 )
 _library.define(
     "linear_bwd(Tensor dy, Tensor saved, Tensor? learned, str activation, float[] numbers, int learned_at, bool gated, "
-    "bool[] needs) -> (Tensor, Tensor, Tensor)"
+    "bool[] needs, str backend) -> (Tensor, Tensor, Tensor)"
 )
 for _key in ("CPU", "CUDA") if INTERPRET else ("CUDA",):
     _library.impl("linear_fwd", layer_forward, _key)

@@ -1,0 +1,226 @@
+"""Every operation, forward and backward, on CuPy arrays, without torch: products by cuBLAS, all else in one pointwise kernel beside each.
+
+As in reference.py, gradients are recomputed from the inputs. Pre-activations stay in float32 (float64 of float64), so that bias and
+activation come before the one rounding.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..catalogue import ACTIVATIONS, Activation
+from ..reference import GatedMLPGrads, LinearGrads, MLPGrads, gate_up
+from . import launch
+from .launch import Gradients, Matrices
+
+
+@functools.cache
+def _library() -> launch.Library:
+    import cupy
+
+    return launch.Library(
+        pointer=lambda x: x.data.ptr,
+        row_stride=lambda x: x.strides[0] // x.itemsize,
+        dense_rows=lambda x: x if x.strides[1] == x.itemsize else cupy.ascontiguousarray(x),
+        real=lambda array, like: cupy.ascontiguousarray(array, _real(like)),
+        empty=lambda like, shape, real: cupy.empty(shape, _real(like) if real else like.dtype),
+        on_device=lambda x: x.device,
+    )
+
+
+def _real(array: Any) -> Any:
+    return np.float64 if array.dtype == np.float64 else np.float32
+
+
+def _contiguous(array: Any) -> Any:
+    import cupy
+
+    return cupy.ascontiguousarray(array)
+
+
+def _empty(like: Any, *shape: int) -> Any:
+    return _library().empty(like, shape, False)
+
+
+def _rows(x: Any) -> Any:
+    """[..., n] -> [rows, n]; reshape(-1, n) cannot tell the rows where n is 0."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def _on_device(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """On the device of the operation's first array, as CuPy wants it."""
+
+    @functools.wraps(operation)
+    def on_device(first, *arguments):
+        with first.device:
+            return operation(first, *arguments)
+
+    return on_device
+
+
+@_on_device
+def linear(x, weight, bias, act: Activation, values: tuple):
+    """act(x Wᵀ + b): x [..., K], weight [N, K], bias [N] or None -> [..., N]."""
+    return _layer(x, weight, bias, act, values, False)
+
+
+@_on_device
+def glu(x, weight, bias, act: Activation, values: tuple):
+    """act(x Gᵀ + bg) ⊙ (x Uᵀ + bu): weight packed [2F, K] or a pair of [F, K], bias the same way -> [..., F]."""
+    return _layer(x, weight, bias, act, values, True)
+
+
+@_on_device
+def mlp(x, up_weight, down_weight, up_bias, down_bias, act: Activation, values: tuple):
+    """act(x W₁ᵀ + b₁) W₂ᵀ + b₂: up_weight [H, K], down_weight [N, H] -> [..., N]."""
+    h = _layer(x, up_weight, up_bias, act, values, False)
+    return _layer(h, down_weight, down_bias, ACTIVATIONS["identity"], (), False)
+
+
+@_on_device
+def gated_mlp(x, gate_weight, up_weight, down_weight, gate_bias, up_bias, down_bias, act: Activation, values: tuple):
+    """(act(x Gᵀ + bg) ⊙ (x Uᵀ + bu)) Dᵀ + bd: gate and up [H, K], or gate [2H, K] packed and no up; down [N, H] -> [..., N]."""
+    h = _layer(x, *gate_up(gate_weight, up_weight, gate_bias, up_bias), act, values, True)
+    return _layer(h, down_weight, down_bias, ACTIVATIONS["identity"], (), False)
+
+
+@_on_device
+def linear_backward(dy, x, weight, bias, act: Activation, values: tuple) -> LinearGrads:
+    """Gradients of `linear` for dy [..., N]."""
+    return _layer_backward(_rows(dy), x, weight, bias, act, values, False)[0]
+
+
+@_on_device
+def glu_backward(dy, x, weight, bias, act: Activation, values: tuple) -> LinearGrads:
+    """Gradients of `glu` for dy [..., F]; weight's and bias's in the layout in which they came."""
+    return _layer_backward(_rows(dy), x, weight, bias, act, values, True)[0]
+
+
+@_on_device
+def mlp_backward(dy, x, up_weight, down_weight, up_bias, down_bias, act: Activation, values: tuple) -> MLPGrads:
+    """Gradients of `mlp` for dy [..., N]."""
+    up, ddown, ddown_bias = _mlp_backward(dy, x, up_weight, up_bias, down_weight, down_bias, act, values, False)
+    return MLPGrads(up.x, up.weight, ddown, up.bias, ddown_bias, up.params)
+
+
+@_on_device
+def gated_mlp_backward(
+    dy, x, gate_weight, up_weight, down_weight, gate_bias, up_bias, down_bias, act: Activation, values: tuple
+) -> GatedMLPGrads:
+    """Gradients of `gated_mlp` for dy [..., N]; those of a packed gate are packed."""
+    weight, bias = gate_up(gate_weight, up_weight, gate_bias, up_bias)
+    hidden, ddown, ddown_bias = _mlp_backward(dy, x, weight, bias, down_weight, down_bias, act, values, True)
+    dgate, dup = _pair(hidden.weight)
+    dgate_bias, dup_bias = _pair(hidden.bias)
+    return GatedMLPGrads(hidden.x, dgate, dup, ddown, dgate_bias, dup_bias, ddown_bias, hidden.params)
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    """gate's and up's, of one array or None the array and None."""
+    return (value[0], value[1]) if isinstance(value, (tuple, list)) else (value, None)
+
+
+def _product(x, weight):
+    """x Wᵀ for x [M, K] and weight [N, K]: [M, N] in float32, of float64 in float64."""
+    if x.dtype in (np.float32, np.float64):
+        return x.dot(weight.T)
+    import cupy
+
+    (m, k), n = x.shape, weight.shape[0]
+    z = cupy.zeros((m, n), np.float32)
+    if m and n and k:
+        # cuBLAS counts by columns: zᵀ [N, M] = W xᵀ, where a matrix stored by rows is its own transpose.
+        cuda, one, zero = cupy.cuda, np.array(1.0, np.float32), np.array(0.0, np.float32)
+        kind = cuda.runtime.CUDA_R_16F if x.dtype == np.float16 else cuda.runtime.CUDA_R_16BF
+        (weight, weight_by_rows, ldw), (x, x_by_rows, ldx) = _stored(weight), _stored(x)
+        cuda.cublas.gemmEx(
+            cuda.get_cublas_handle(), int(weight_by_rows), int(not x_by_rows), n, m, k,
+            one.ctypes.data, weight.data.ptr, kind, ldw, x.data.ptr, kind, ldx,
+            zero.ctypes.data, z.data.ptr, cuda.runtime.CUDA_R_32F, n,
+            cuda.cublas.CUBLAS_COMPUTE_32F, cuda.cublas.CUBLAS_GEMM_DEFAULT,
+        )  # fmt: skip
+    return z
+
+
+def _stored(matrix) -> tuple[Any, bool, int]:
+    """(the matrix or a copy, whether it is stored row by row and not column by column, the distance of rows or columns)."""
+    (rows, cols), (down, along) = matrix.shape, (stride // matrix.itemsize for stride in matrix.strides)
+    if along == 1 and (down >= cols or rows == 1):
+        return matrix, True, max(down, cols)
+    if down == 1 and (along >= rows or cols == 1):
+        return matrix, False, max(along, rows)
+    return _contiguous(matrix), True, cols
+
+
+def _preactivation(x, weight, bias, gated: bool) -> Matrices:
+    """x Wᵀ for x [M, K], with the bias that is yet to be added."""
+    gate_bias, up_bias = (None if b is None else _contiguous(b) for b in _pair(bias))
+    if isinstance(weight, (tuple, list)):
+        return Matrices(_product(x, weight[0]), _product(x, weight[1]), gate_bias, up_bias)
+    z = _product(x, weight)
+    if not gated:
+        return Matrices(z, None, gate_bias)
+    n = z.shape[1] // 2
+    halves = (None, None) if gate_bias is None else (gate_bias[:n], gate_bias[n:])
+    return Matrices(z[:, :n], z[:, n:], *halves)
+
+
+def _layer(x, weight, bias, act: Activation, values: tuple, gated: bool):
+    z = _preactivation(_rows(x), weight, bias, gated)
+    in_place = not gated and z.z.dtype == x.dtype
+    y = z.z if in_place else _empty(x, *z.z.shape)
+    if not in_place or bias is not None or act.name != "identity":
+        launch.forward(_library(), z, y, None, act, values)
+    return y.reshape(*x.shape[:-1], y.shape[1])
+
+
+def _layer_backward(
+    dy, x, weight, bias, act: Activation, values: tuple, gated: bool, emit: bool = False
+) -> tuple[LinearGrads, Any]:
+    """(gradients for dy [M, N], h = act(z) [M, N] where it is to be emitted)."""
+    learned = [name for name, value in zip(act.params, values, strict=True) if not isinstance(value, float)]
+    if len(learned) > 1:
+        raise ValueError(
+            f"{act.name}: CuPy arrays get the gradient of one parameter; give all but one of {learned} as numbers"
+        )
+    x2, paired = _rows(x), isinstance(weight, (tuple, list))
+    z = _preactivation(x2, weight, bias, gated)
+    m, n = z.z.shape
+    dz = _empty(x, m, 2 * n if gated and not paired else n)
+    dgate: Any = dz[:, :n] if gated else dz
+    dup: Any = (_empty(x, m, n) if paired else dz[:, n:]) if gated else None
+    into = Gradients(dgate, dup, _empty(x, m, n) if emit else None)
+    dy = dy.astype(x.dtype, copy=False)
+    found = launch.backward(
+        _library(), dy, z, None, "input", act, values, into, any(b is not None for b in _pair(bias)), bool(learned)
+    )
+    db: Any = None if found.dbias is None else found.dbias.astype(x.dtype)
+    if paired:
+        dx = dgate.dot(weight[0]) + dup.dot(weight[1])
+        dw: Any = (dgate.T.dot(x2), dup.T.dot(x2))
+        if db is not None:
+            db = tuple(None if b is None else half for b, half in zip(_pair(bias), (db[:n], db[n:]), strict=True))
+    else:
+        dx, dw = dz.dot(weight), dz.T.dot(x2)
+    params = {name: _param_gradient(found.dparam, values[list(act.params).index(name)]) for name in learned}
+    return LinearGrads(dx.reshape(x.shape), dw, db, params), found.h
+
+
+def _param_gradient(dparam, value):
+    """A learnable array's gradient from that of each column [N]."""
+    return (dparam.sum() if value.size == 1 else dparam).reshape(value.shape).astype(value.dtype)
+
+
+def _mlp_backward(dy, x, weight, bias, down_weight, down_bias, act: Activation, values: tuple, gated: bool):
+    """(gradients of the hidden layer, of down_weight, of down_bias)."""
+    dy = _rows(dy).astype(x.dtype, copy=False)
+    hidden, h = _layer_backward(dy.dot(down_weight), x, weight, bias, act, values, gated, emit=True)
+    sums = None
+    if down_bias is not None:
+        identity = ACTIVATIONS["identity"]
+        found = launch.backward(_library(), dy, Matrices(dy), None, "input", identity, (), Gradients(), True, False)
+        sums = found.dbias.astype(x.dtype)
+    return hidden, dy.T.dot(h), sums

@@ -1,0 +1,171 @@
+"""The launchers of the pointwise kernels (pointwise.cu), for arrays of torch and of CuPy alike."""
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..catalogue import ACTIVATIONS, Activation, formulas
+from .source import source
+
+WIDTH = 8
+"""Columns of a thread, as in pointwise.cu."""
+BLOCK = 256
+THREADS = 2**17
+"""About as many as the largest chips run at a time; further rows are a thread's next ones. The same everywhere: the order of a sum too."""
+
+
+class Library(NamedTuple):
+    """What the launchers ask of the library that the arrays are from.
+
+    row_stride is a matrix's, in elements; dense_rows gives a matrix with columns of stride 1. `real(array, like)` is the array, contiguous,
+    in the arithmetic of like's kernels (float32, of float64 itself); `empty(like, shape, real)` fresh memory in like's dtype or that one.
+    Within on_device(array) launches go to its device and the library's current stream.
+    """
+
+    pointer: Callable[[Any], int]
+    row_stride: Callable[[Any], int]
+    dense_rows: Callable[[Any], Any]
+    real: Callable[[Any, Any], Any]
+    empty: Callable[[Any, tuple[int, ...], bool], Any]
+    on_device: Callable[[Any], AbstractContextManager[Any]]
+
+
+class Matrices(NamedTuple):
+    """gate and up of a gated layer, or z and None, with the biases that the product does not hold yet. One row stride.
+
+    z and up are of the dtype of y and dy, or float32.
+    """
+
+    z: Any
+    up: Any = None
+    bias: Any = None
+    up_bias: Any = None
+
+
+def forward(
+    library: Library, z: Matrices, y: Any, signs: Any, act: Activation, values: tuple, dropout: tuple | None = None
+) -> None:
+    """Write dropout(act(z + bias)) to y [M, N], which may be z, and to signs uint8 [M, ⌈N/8⌉] whether act(...) > 0, unless None.
+
+    dropout: (the array of one 64-bit seed, the threshold of random bits, the factor of what is kept).
+    """
+    m, n = y.shape
+    if not (m and n):
+        return
+    kernel = _kernel("act_fwd", y, z, act, values, {"value": (act.gate or act).value})
+    matrices = (z.z, z.up, y)
+    operands = (z.z, z.up, z.bias, z.up_bias, y, signs)
+    sizes = (m, n, library.row_stride(z.z), library.row_stride(y))
+    with library.on_device(y):
+        _launch(library, kernel, y, operands, dropout, sizes, matrices, values)
+
+
+class Gradients(NamedTuple):
+    """What `backward` writes or returns; None for what is not wanted. dz and dup [M, N] have one row stride, h is contiguous."""
+
+    dz: Any = None
+    dup: Any = None
+    h: Any = None
+    dbias: Any = None
+    dparam: Any = None
+
+
+def backward(
+    library: Library, dy: Any, z: Matrices, signs: Any, kept: str, act: Activation, values: tuple, into: Gradients,
+    bias: bool, param: bool, dropout: tuple | None = None,
+) -> Gradients:  # fmt: skip
+    """dz = dropout(dy) ⊙ act'(z + bias) into `into`, with up both operands', and h = dropout(act(z + bias)); dz may be dy [M, N].
+
+    z: what was kept: z ("input"), y ("output"), or in its place the signs that `forward` wrote ("sign"). bias and param: whether the sums
+    over rows are wanted, float32 (float64 of float64): dbias [N], [2N] of a gated layer, and dparam [N] of the parameter that is an array.
+    """
+    m, n = dy.shape
+    gated = z.up is not None
+    dy = library.dense_rows(dy)
+    grid, block = _geometry(m, n)
+    partial = grid[0] * block[1] if m and n else 0
+    width = 2 * n if gated else n
+    dbias = library.empty(dy, (partial, width), True) if bias else None
+    dparam = library.empty(dy, (partial, n), True) if param else None
+    if m and n:
+        kernel = _kernel("act_bwd", dy, z, act, values, formulas(act, values, kept))
+        matrices = (dy, z.z, z.up, into.dz, into.dup, into.h)
+        sums = (None if dbias is None else dbias[:, :n], dbias[:, n:] if dbias is not None and gated else None, dparam)
+        operands = (dy, z.z, z.up, z.bias, z.up_bias, signs, into.dz, into.dup, into.h, *sums)
+        strides = (0 if t is None else library.row_stride(t) for t in (dy, z.z, into.dz))
+        with library.on_device(dy):
+            _launch(library, kernel, dy, operands, dropout, (m, n, *strides, width), matrices, values)
+    return into._replace(
+        dbias=dbias if dbias is None else dbias.sum(0), dparam=dparam if dparam is None else dparam.sum(0)
+    )
+
+
+def mask(library: Library, factors: Any, dropout: tuple) -> None:
+    """Write to factors [M, N], float32, what `forward` multiplies by."""
+    m, n = factors.shape
+    if m and n:
+        identity = ACTIVATIONS["identity"]
+        kernel = _kernel("dropout_mask", factors, Matrices(factors), identity, (), {"value": identity.value})
+        grid, block = _geometry(m, n)
+        seed, threshold, scale = dropout
+        arguments = (np.uint64(library.pointer(seed)), np.int64(threshold), np.float32(scale), np.int64(m), np.int64(n))
+        with library.on_device(factors):
+            kernel(grid, block, (np.uint64(library.pointer(factors)), *arguments))
+
+
+def _launch(library: Library, kernel, like, operands, dropout, sizes, matrices, values: tuple) -> None:
+    """Launch over [M, N] = sizes[:2], by 16-byte vectors where all matrices allow it."""
+    real = np.float64 if dtype_of(like) == "float64" else np.float32
+    vector = all(
+        library.pointer(t) % 16 == 0 and (t.shape[0] == 1 or library.row_stride(t) * t.itemsize % 16 == 0)
+        for t in matrices
+        if t is not None
+    )
+    seed, threshold, scale = dropout or (None, 0, 0.0)
+    params: list[Any] = []
+    arrays = [None if isinstance(value, float) else library.real(value, like) for value in values]
+    for value, array in zip(values, arrays, strict=True):
+        one = array is None or array.ndim == 0 or array.shape[0] == 1
+        params += [_pointer(library, array), np.int64(not one), real(value if array is None else 0.0)]
+    kernel(
+        *_geometry(*sizes[:2]),
+        (
+            *(_pointer(library, operand) for operand in (*operands, seed)), np.int64(threshold), real(scale),
+            *map(np.int64, sizes), np.int64(vector), *params,
+        ),
+    )  # fmt: skip
+
+
+def _pointer(library: Library, array: Any) -> np.uint64:
+    return np.uint64(0 if array is None else library.pointer(array))
+
+
+def _geometry(m: int, n: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(grid, block): threads along the columns' groups in x, along the rows in y; the grid the other way round, since rows are many."""
+    groups = -(-n // WIDTH)
+    across = min(32, 1 << max(groups - 1, 0).bit_length())
+    down = BLOCK // across
+    columns = max(1, min(-(-groups // across), 2**16 - 1))
+    rows = max(1, min(-(-m // down), THREADS // (columns * BLOCK)))
+    return (rows, columns), (across, down)
+
+
+def dtype_of(array: Any) -> str:
+    return str(array.dtype).removeprefix("torch.")
+
+
+def _kernel(name: str, like: Any, z: Matrices, act: Activation, values: tuple, functions: dict[str, Any]) -> Any:
+    pair = act.arity == 2 and act.gate is None
+    wide = z.z is not None and z.z.dtype != like.dtype
+    return compiled(source(dtype_of(like), wide, len(values), z.up is not None and not pair, pair, **functions), name)
+
+
+@functools.cache
+def compiled(code: str, name: str) -> Any:
+    """The kernel of that name: callable(grid, block, arguments). CuPy compiles it for each device, and keeps it on disk."""
+    import cupy
+
+    return cupy.RawModule(code=code, options=("-std=c++17",)).get_function(name)

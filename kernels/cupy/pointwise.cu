@@ -1,0 +1,282 @@
+// The pointwise kernels, beside products that cuBLAS computes: y = act(z) forward, dz = dy * act'(z) backward.
+//
+// source.py puts in front of this file what one activation and dtype are:
+//   HALF, BFLOAT16, SINGLE or DOUBLE   how the arrays are stored; WIDE: what was kept in the kernels' arithmetic
+//   GATED or PAIR                      y = value(z) * up, or y = value(z, up); neither: y = value(z)
+//   BACKWARD, LEARNED                  the derivative kernel, and with it the gradient of the parameter that is an array
+//   REALS, PARAMETERS, VALUES(col)     the activation's parameters: in a formula's declaration, in a kernel's, and their values
+// and behind it the formulas `value`, and in backward `grad`, `grad_up` (of a pair) and `grad_param` (LEARNED).
+//
+// A thread takes WIDTH neighbouring columns of every n-th row: a byte of signs, two draws of Philox, 16-byte vectors in every dtype.
+// Optional operands are null pointers. No atomics: a thread's column sums are a row of their own, which the caller adds up.
+
+typedef long long offset;
+#ifdef DOUBLE
+typedef double real;
+#define MATH(name) name
+#else
+typedef float real;
+#define MATH(name) name##f
+#endif
+#if defined(HALF) || defined(BFLOAT16)
+typedef unsigned short T;
+#else
+typedef real T;
+#endif
+#ifdef WIDE
+typedef real Z;
+#else
+typedef T Z;
+#endif
+
+#define INLINE __device__ __forceinline__
+#define WIDTH 8
+#define PACK(E) (16 / (int)sizeof(E))
+#define EACH_COLUMN _Pragma("unroll") for (int i = 0; i < WIDTH; i++)
+
+// The primitives of vocabulary.py.
+
+INLINE real absolute_(real x) { return MATH(fabs)(x); }
+INLINE real exp_(real x) { return MATH(exp)(x); }
+INLINE real expm1_(real x) { return MATH(expm1)(x); }
+INLINE real log_(real x) { return MATH(log)(x); }
+INLINE real log1p_(real x) { return MATH(log1p)(x); }
+INLINE real maximum_(real a, real b) { return a > b || a != a ? a : b; }  // fmax would drop a NaN
+INLINE real minimum_(real a, real b) { return a < b || a != a ? a : b; }
+INLINE real normal_cdf_(real x) { return (real)0.5 * MATH(erfc)(x * (real)-0.7071067811865476); }
+INLINE real reciprocal_(real x) { return (real)1 / x; }
+INLINE real sigmoid_(real x) { return (real)1 / ((real)1 + MATH(exp)(-x)); }
+INLINE real sqrt_(real x) { return MATH(sqrt)(x); }
+INLINE real tanh_(real x) { return MATH(tanh)(x); }
+
+INLINE real value(real REALS);
+#ifdef BACKWARD
+INLINE real grad(real REALS);
+#ifdef PAIR
+INLINE real grad_up(real REALS);
+#endif
+#ifdef LEARNED
+INLINE real grad_param(real REALS);
+#endif
+#endif
+
+// A parameter in a column: of an array (stride 0 or 1), or a number.
+INLINE real parameter(const real* array, offset stride, real number, offset col) { return array ? array[col * stride] : number; }
+
+// Storage: float16 by the instructions that every chip has (its header is not always where NVRTC looks), bfloat16 by its bits; both
+// round to nearest even.
+
+#ifdef __CUDACC__
+INLINE float half_to_float(unsigned short x) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
+  return y;
+}
+
+INLINE unsigned short float_to_half(float x) {
+  unsigned short y;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
+  return y;
+}
+#endif
+
+INLINE real widened(real x) { return x; }
+
+INLINE real widened(unsigned short x) {
+#ifdef HALF
+  return half_to_float(x);
+#else
+  return __uint_as_float((unsigned)x << 16);
+#endif
+}
+
+INLINE T rounded(real x) {
+#if defined(HALF)
+  return float_to_half(x);
+#elif defined(BFLOAT16)
+  const unsigned bits = __float_as_uint(x);
+  return x != x ? 0x7FFF : (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+#else
+  return x;
+#endif
+}
+
+// WIDTH elements from p on, of which `count` are there; the others are 0. vector: p is a multiple of 16 bytes.
+template <class E>
+INLINE void load(const E* p, int count, bool vector, real* x) {
+  if (vector && count == WIDTH) {
+#pragma unroll
+    for (int i = 0; i < WIDTH; i += PACK(E)) {
+      alignas(16) E items[PACK(E)];
+      *(uint4*)items = *(const uint4*)(p + i);
+#pragma unroll
+      for (int j = 0; j < PACK(E); j++) x[i + j] = widened(items[j]);
+    }
+  } else {
+    EACH_COLUMN x[i] = i < count ? widened(p[i]) : (real)0;
+  }
+}
+
+INLINE void store(T* p, int count, bool vector, const real* x) {
+  if (vector && count == WIDTH) {
+#pragma unroll
+    for (int i = 0; i < WIDTH; i += PACK(T)) {
+      alignas(16) T items[PACK(T)];
+#pragma unroll
+      for (int j = 0; j < PACK(T); j++) items[j] = rounded(x[i + j]);
+      *(uint4*)(p + i) = *(const uint4*)items;
+    }
+  } else {
+    EACH_COLUMN if (i < count) p[i] = rounded(x[i]);
+  }
+}
+
+// z += bias, where there is one.
+INLINE void add_bias(const real* bias, real* z) { EACH_COLUMN z[i] += bias[i]; }
+
+// Dropout: the bits of WIDTH columns, 1 where an element is kept. As in triton/dropout.py, backward draws forward's mask: 32 random bits
+// of Philox4x32-7 (Salmon et al. 2011, doi:10.1145/2063384.2063405) with the counter (column / 4, row), as a signed number, reach the
+// threshold.
+INLINE unsigned drawn(const offset* seed, offset threshold, offset row, offset group) {
+  unsigned kept = 0;
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    unsigned c[4] = {(unsigned)(2 * group + half), (unsigned)row, 0, 0};
+    unsigned k0 = (unsigned)*seed, k1 = (unsigned)((unsigned long long)*seed >> 32);
+#pragma unroll
+    for (int round = 0; round < 7; round++) {
+      const unsigned long long a = 0xD2511F53ull * c[0], b = 0xCD9E8D57ull * c[2];
+      c[0] = (unsigned)(b >> 32) ^ c[1] ^ k0;
+      c[1] = (unsigned)b;
+      c[2] = (unsigned)(a >> 32) ^ c[3] ^ k1;
+      c[3] = (unsigned)a;
+      k0 += 0x9E3779B9u;
+      k1 += 0xBB67AE85u;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) kept |= (unsigned)((int)c[i] >= (int)threshold) << (4 * half + i);
+  }
+  return kept;
+}
+
+INLINE void drop(unsigned kept, real scale, real* x) { EACH_COLUMN x[i] = kept >> i & 1 ? x[i] * scale : (real)0; }
+
+// What gating does to a formula. In a kernel, `i` is the column of the thread's group that starts at `col`.
+#if defined(PAIR)
+#define ACTIVATED(z, up) value(z, up VALUES(col + i))
+#define DZ(dy, z, up) (dy * grad(z, up VALUES(col + i)))
+#define DUP(dy, z, up) (dy * grad_up(z, up VALUES(col + i)))
+#define DPARAM(dy, z, up) (dy * grad_param(z, up VALUES(col + i)))
+#elif defined(GATED)
+#define ACTIVATED(z, up) (value(z VALUES(col + i)) * up)
+#define DZ(dy, z, up) (dy * up * grad(z VALUES(col + i)))
+#define DUP(dy, z, up) (dy * value(z VALUES(col + i)))
+#define DPARAM(dy, z, up) (dy * up * grad_param(z VALUES(col + i)))
+#else
+#define ACTIVATED(z, up) value(z VALUES(col + i))
+#define DZ(dy, z, up) (dy * grad(z VALUES(col + i)))
+#define DPARAM(dy, z, up) (dy * grad_param(z VALUES(col + i)))
+#endif
+
+// Rows and groups of columns that are this thread's.
+#define FIRST_ROW (blockIdx.x * (offset)blockDim.y + threadIdx.y)
+#define ROW_STEP (gridDim.x * (offset)blockDim.y)
+#define EACH_GROUP \
+  for (offset group = blockIdx.y * (offset)blockDim.x + threadIdx.x; group * WIDTH < N; group += gridDim.y * (offset)blockDim.x)
+#define COLUMNS_LEFT (N - col < WIDTH ? (int)(N - col) : WIDTH)
+
+#ifndef BACKWARD
+
+// y [M, N] = dropout(act(z + bias)), signs whether act(...) > 0, eight columns a byte. y may be z. up: gate and up of a gated layer.
+extern "C" __global__ void act_fwd(
+    const Z* z_ptr, const Z* up_ptr, const T* bias_ptr, const T* up_bias_ptr, T* y_ptr, unsigned char* signs_ptr, const offset* seed,
+    offset threshold, real scale, offset M, offset N, offset stride_z, offset stride_y, offset vector PARAMETERS) {
+  EACH_GROUP {
+    const offset col = group * WIDTH;
+    const int count = COLUMNS_LEFT;
+    real bias[WIDTH] = {}, up_bias[WIDTH] = {};
+    if (bias_ptr) load(bias_ptr + col, count, false, bias);
+    if (up_bias_ptr) load(up_bias_ptr + col, count, false, up_bias);
+    for (offset row = FIRST_ROW; row < M; row += ROW_STEP) {
+      real z[WIDTH], up[WIDTH], y[WIDTH];
+      load(z_ptr + row * stride_z + col, count, vector, z);
+      add_bias(bias, z);
+      if (up_ptr) load(up_ptr + row * stride_z + col, count, vector, up);
+      if (up_ptr) add_bias(up_bias, up);
+      EACH_COLUMN y[i] = ACTIVATED(z[i], up[i]);
+      if (signs_ptr) {
+        unsigned bits = 0;
+        EACH_COLUMN bits |= (unsigned)(i < count && y[i] > (real)0) << i;
+        signs_ptr[row * ((N + WIDTH - 1) / WIDTH) + group] = (unsigned char)bits;
+      }
+      if (seed) drop(drawn(seed, threshold, row, group), scale, y);
+      store(y_ptr + row * stride_y + col, count, vector, y);
+    }
+  }
+}
+
+// The factors by which dropout multiplies [M, N].
+extern "C" __global__ void dropout_mask(real* mask, const offset* seed, offset threshold, real scale, offset M, offset N) {
+  EACH_GROUP {
+    const offset col = group * WIDTH;
+    const int count = COLUMNS_LEFT;
+    for (offset row = FIRST_ROW; row < M; row += ROW_STEP) {
+      const unsigned kept = drawn(seed, threshold, row, group);
+      EACH_COLUMN if (i < count) mask[row * N + col + i] = kept >> i & 1 ? scale : (real)0;
+    }
+  }
+}
+
+#else
+
+// dz [M, N] = dropout(dy) * act'(saved + bias), with `up` the gradients of both operands, h [M, N] = dropout(act(saved + bias)); signs in
+// place of saved stand for 1 and 0. dz may be dy. Sums over this thread's rows go to its row of [threads along rows, ...]: dbias and
+// dup_bias of row stride stride_sum, dparam of row stride N.
+extern "C" __global__ void act_bwd(
+    const T* dy_ptr, const Z* saved_ptr, const Z* up_ptr, const T* bias_ptr, const T* up_bias_ptr, const unsigned char* signs_ptr,
+    T* dz_ptr, T* dup_ptr, T* h_ptr, real* dbias_ptr, real* dup_bias_ptr, real* dparam_ptr, const offset* seed, offset threshold,
+    real scale, offset M, offset N, offset stride_dy, offset stride_saved, offset stride_dz, offset stride_sum, offset vector PARAMETERS) {
+  EACH_GROUP {
+    const offset col = group * WIDTH;
+    const int count = COLUMNS_LEFT;
+    real bias[WIDTH] = {}, up_bias[WIDTH] = {}, sum_z[WIDTH] = {}, sum_up[WIDTH] = {}, sum_param[WIDTH] = {};
+    if (bias_ptr) load(bias_ptr + col, count, false, bias);
+    if (up_bias_ptr) load(up_bias_ptr + col, count, false, up_bias);
+    for (offset row = FIRST_ROW; row < M; row += ROW_STEP) {
+      real dy[WIDTH], saved[WIDTH], up[WIDTH], result[WIDTH];
+      const unsigned kept = seed ? drawn(seed, threshold, row, group) : 0;
+      load(dy_ptr + row * stride_dy + col, count, vector, dy);
+      if (seed) drop(kept, scale, dy);
+      if (signs_ptr) {
+        const unsigned bits = signs_ptr[row * ((N + WIDTH - 1) / WIDTH) + group];
+        EACH_COLUMN saved[i] = (real)(bits >> i & 1);
+      } else {
+        load(saved_ptr + row * stride_saved + col, count, vector, saved);
+        add_bias(bias, saved);
+      }
+      if (up_ptr) load(up_ptr + row * stride_saved + col, count, vector, up);
+      if (up_ptr) add_bias(up_bias, up);
+      if (h_ptr) {
+        EACH_COLUMN result[i] = ACTIVATED(saved[i], up[i]);
+        if (seed) drop(kept, scale, result);
+        store(h_ptr + row * N + col, count, vector, result);
+      }
+#ifdef LEARNED
+      EACH_COLUMN sum_param[i] += DPARAM(dy[i], saved[i], up[i]);
+#endif
+#ifdef DUP
+      EACH_COLUMN result[i] = DUP(dy[i], saved[i], up[i]);
+      EACH_COLUMN sum_up[i] += result[i];
+      if (dup_ptr) store(dup_ptr + row * stride_dz + col, count, vector, result);
+#endif
+      EACH_COLUMN result[i] = DZ(dy[i], saved[i], up[i]);
+      EACH_COLUMN sum_z[i] += result[i];
+      if (dz_ptr) store(dz_ptr + row * stride_dz + col, count, vector, result);
+    }
+    EACH_COLUMN if (dbias_ptr && i < count) dbias_ptr[FIRST_ROW * stride_sum + col + i] = sum_z[i];
+    EACH_COLUMN if (dup_bias_ptr && i < count) dup_bias_ptr[FIRST_ROW * stride_sum + col + i] = sum_up[i];
+    EACH_COLUMN if (dparam_ptr && i < count) dparam_ptr[FIRST_ROW * N + col + i] = sum_param[i];
+  }
+}
+
+#endif

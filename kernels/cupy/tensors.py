@@ -1,0 +1,113 @@
+"""Torch tensors on the CuPy kernels: what the autograd operations ask of a backend. Products are torch's own.
+
+Kernels take the tensors' own memory by pointer. (By DLPack they would be CuPy arrays first, for bfloat16 of a dtype that CuPy has with
+ml_dtypes alone.)
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..catalogue import Activation
+from ..operands import Dropout, Operands, halves, unserved
+from ..unfused import library_fwd, library_serves, unfused_dact, unfused_fwd
+from . import launch
+from . import missing as _missing
+
+
+@torch.compiler.assume_constant_result
+def missing() -> str | None:
+    """Why no kernel can run here, or None."""
+    return _missing()
+
+
+def refusal(x: Tensor, weight: Any) -> str | None:
+    """Why the kernels do not serve x with this weight (or pair of weights), or None where they do."""
+    if x.device.type != "cuda":
+        return f"{x.device.type} tensors run plain torch operations"
+    return missing() or unserved(x, weight)
+
+
+@contextmanager
+def _on_device(x: Tensor) -> Iterator[None]:
+    """CuPy launches on its current device and stream: those of x and of torch."""
+    import cupy
+
+    stream = _Stream(torch.cuda.current_stream(x.device).cuda_stream)
+    with torch.cuda.device_of(x), cupy.cuda.Device(x.device.index), cupy.cuda.Stream.from_external(stream):
+        yield
+
+
+class _Stream:
+    """A stream by CUDA's protocol, which torch's own follow from 2.12 on."""
+
+    def __init__(self, pointer: int) -> None:
+        self.pointer = pointer
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.pointer
+
+
+def _empty(like: Tensor, shape: tuple[int, ...], real: bool) -> Tensor:
+    return like.new_empty(shape, dtype=torch.float32 if real else like.dtype)
+
+
+TORCH = launch.Library(
+    pointer=Tensor.data_ptr,
+    row_stride=lambda x: x.stride(0),
+    dense_rows=lambda x: x if x.stride(1) == 1 else x.contiguous(),
+    real=lambda array, like: array.float().contiguous(),
+    empty=_empty,
+    on_device=_on_device,
+)
+
+
+def linear_fwd(operands: Operands, keep: str) -> tuple[Tensor, Tensor | None]:
+    """(y [..., N], what to keep of it for backward beside y), as of the Triton kernels; relu and gelu_tanh by cuBLASLt's own epilogue."""
+    if library_serves(operands, keep):
+        return library_fwd(operands), None
+    return unfused_fwd(operands, keep, act_fwd)
+
+
+def linear_dact(
+    dy: Tensor, weight: Tensor, saved: Tensor, kept: str, act: Activation, values: tuple, gated: bool,
+    dropout: Dropout | None, needs: Sequence[bool],
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """(dz [M, F], h [M, F], dbias float32 [F], dparam float32 [F]) for dy [M, N] and the down weight [N, F], as of the Triton kernels."""
+    return unfused_dact(dy, weight, saved, kept, act, values, gated, dropout, needs, act_bwd)
+
+
+def act_fwd(
+    z: Tensor, y: Tensor, signs: Tensor | None, act: Activation, values: tuple, gated: bool, dropout: Dropout | None
+) -> None:
+    """Write dropout(act(z)) to y [M, N], as of the Triton kernels."""
+    matrices = launch.Matrices(*halves(z, y.shape[1], gated))
+    launch.forward(TORCH, matrices, y, signs, act, values, dropout and dropout.argument())
+
+
+def act_bwd(
+    dy: Tensor, saved: Tensor, kept: str, act: Activation, values: tuple, gated: bool, dropout: Dropout | None,
+    needs: Sequence[bool], dz: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """(dz, h, dbias float32, dparam float32) for dy [M, N] and saved z ("input"), y ("output") or signs ("sign"), as the Triton kernels."""
+    m, n = dy.shape
+    saved = saved.contiguous()  # what a user's hooks give back may not be
+    if dz is None and needs[0]:
+        dz = dy.new_empty(m, 2 * n if gated else n)
+    matrix, signs = (None, saved) if kept == "sign" else (saved, None)
+    into = launch.Gradients(*halves(dz, n, gated), h=dy.new_empty(m, n) if needs[1] else None)
+    z = launch.Matrices(*halves(matrix, n, gated))
+    found = launch.backward(
+        TORCH, dy, z, signs, kept, act, values, into, needs[2], needs[3], dropout and dropout.argument()
+    )
+    return dz, found.h, found.dbias, found.dparam
+
+
+def dropout_mask(dropout: Dropout, m: int, n: int) -> Tensor:
+    """The factors that the kernels multiply h [m, n] by, float32."""
+    factors = torch.empty(m, n, device=dropout.seed.device)
+    launch.mask(TORCH, factors, dropout.argument())
+    return factors

@@ -1,0 +1,95 @@
+"""What a call of torch tensors brings to the kernels, whichever backend's, and whether kernels can serve it at all."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .catalogue import Activation
+from .eager import is_plain
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def unserved(x: Tensor, weight: Any) -> str | None:
+    """Why no kernel serves x with this weight (or pair of weights), or None."""
+    if compute_dtype(x) not in DTYPES:
+        return f"{x.dtype} runs plain torch operations"
+    tensors = (x, *(weight if isinstance(weight, (tuple, list)) else (weight,)))
+    if not all(is_plain(tensor) for tensor in tensors):
+        return "a tensor subclass runs plain torch operations"
+    if any(tensor.layout is not torch.strided for tensor in tensors):
+        return "sparse tensors run plain torch operations"
+    if torch.compiler.is_compiling():
+        return None
+    if any(tensor.is_neg() for tensor in tensors):
+        return "a lazily negated tensor runs plain torch operations"
+    if torch.jit.is_tracing():
+        return "torch.jit.trace runs plain torch operations"
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+        return "torch.func transforms and forward-mode derivatives run plain torch operations"
+    return None
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of the product: that of x, or autocast's (which leaves float64 alone), as for nn.Linear."""
+    if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+class Dropout(NamedTuple):
+    """A dropout's probability, and the 64-bit seed from which forward and backward draw the same mask."""
+
+    p: float
+    seed: Tensor
+
+    def argument(self) -> tuple[Tensor, int, float]:
+        """What the kernels take: the seed, the threshold that an element's 32 random bits must reach to be kept, and 1/(1-p)."""
+        threshold = min(round(self.p * 2**32), 2**32 - 1) - 2**31
+        return self.seed, threshold, 1.0 / (1.0 - self.p) if self.p < 1.0 else 0.0
+
+
+def draw_seed(device: torch.device) -> Tensor:
+    """From torch's generator of that device, so that manual_seed, checkpointing and CUDA graphs govern it; on the device, so that nothing
+    waits for it."""
+    return torch.randint(2**63 - 1, (1,), device=device)
+
+
+class Operands(NamedTuple):
+    """What the launchers need of a call: x [..., K], one or two weights with their biases, and the activation's parameters.
+
+    `weight` is [N, K], or packed [2N, K] where `gated` says so without an up_weight; `values` are numbers and tensors in the formula's
+    order.
+    """
+
+    x: Tensor
+    weight: Tensor
+    up_weight: Tensor | None
+    bias: Tensor | None
+    up_bias: Tensor | None
+    act: Activation
+    values: tuple
+    gated: bool
+    dropout: Dropout | None = None
+
+    def halves(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """(weight, up weight, bias, up bias), packed ones as views, biases of stride 1."""
+        weight, up_weight = self.weight, self.up_weight
+        bias, up_bias = (None if b is None else b.contiguous() for b in (self.bias, self.up_bias))
+        if self.gated and up_weight is None:
+            n = weight.shape[0] // 2
+            weight, up_weight = weight[:n], weight[n:]
+            bias, up_bias = (None, None) if bias is None else (bias[:n], bias[n:])
+        return weight, up_weight, bias, up_bias
+
+
+def halves(matrix: Tensor | None, n: int, gated: bool) -> tuple[Tensor | None, Tensor | None]:
+    """gate and up of a gated layer's [M, 2N], else the matrix and None."""
+    return (matrix, None) if matrix is None or not gated else (matrix[:, :n], matrix[:, n:])
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """x [..., N] as a matrix [M, N], a view where its strides allow one."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])

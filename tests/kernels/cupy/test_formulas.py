@@ -1,0 +1,48 @@
+"""Every formula as the kernels compute it, over every float16 there is, against the same formula in NumPy with float64."""
+
+import numpy as np
+import pytest
+
+import checks
+from epilogue.cupy import launch
+from epilogue.cupy.launch import Gradients, Matrices
+
+CASES = checks.cases(1)
+ALLOWED = {"float32": (4e-7, 4e-6), "float64": (1e-15, 1e-14)}
+"""Absolute and relative error allowed, of arithmetic of a dozen steps."""
+
+
+def inputs(dtype):
+    with np.errstate(all="ignore"):
+        every = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(dtype)  # with infinities and NaN
+    return np.concatenate([every, np.linspace(-12.0, 12.0, 4096, dtype=dtype)]).reshape(-1, 1024)
+
+
+def compare(actual, formula, x, values, dtype):
+    with np.errstate(all="ignore"):
+        exact = np.broadcast_to(formula(x.astype(np.float64), *values), x.shape).astype(dtype).astype(np.float64)
+    finite = np.isfinite(exact)
+    np.testing.assert_array_equal(actual[~finite], exact[~finite])
+    absolute, relative = ALLOWED[dtype]
+    np.testing.assert_allclose(actual[finite], exact[finite], rtol=relative, atol=absolute)
+
+
+@pytest.mark.parametrize("dtype", ALLOWED)
+@pytest.mark.parametrize(("entry", "values"), CASES)
+def test_formulas(entry, values, dtype, cupy, library):
+    x = inputs(dtype)
+    z, y, dz, h = (cupy.asarray(array) for array in (x, *(np.full_like(x, np.nan) for _ in range(3))))
+    launch.forward(library, Matrices(z), y, None, entry, values)
+    compare(cupy.asnumpy(y), entry.value, x, values, dtype)
+    ones = cupy.asarray(np.ones_like(x))
+    launch.backward(library, ones, Matrices(z), None, "input", entry, values, Gradients(dz, h=h), False, False)
+    compare(cupy.asnumpy(dz), entry.derivatives["x"], x, values, dtype)
+    compare(cupy.asnumpy(h), entry.value, x, values, dtype)
+    if entry.output_derivative(values):
+        with np.errstate(all="ignore"):
+            of = np.asarray(entry.value(x.astype(np.float64), *values)).astype(dtype)
+        into = Gradients(cupy.asarray(np.full_like(x, np.nan)))
+        found = launch.backward(
+            library, ones, Matrices(cupy.asarray(of)), None, "output", entry, values, into, False, False
+        )
+        compare(cupy.asnumpy(found.dz), entry.output_derivative(values), of, values, dtype)

@@ -1,0 +1,129 @@
+"""Which backend serves a tensor, and what is said where none can."""
+
+import importlib.util
+import re
+import sys
+import types
+
+import pytest
+import torch
+
+import epilogue
+from epilogue import backends, cupy, operands, triton
+from epilogue.cupy import tensors
+
+X = types.SimpleNamespace(device=torch.device("cuda"), is_cpu=False)
+
+
+@pytest.fixture
+def refusals(monkeypatch):
+    """What the backends refuse, as a dict that a test may change; None: nothing."""
+    found = {"triton": None, "cupy": None}
+    for name, module in (("triton", triton), ("cupy", tensors)):
+        monkeypatch.setattr(module, "refusal", lambda x, weight, name=name: found[name])
+        monkeypatch.setattr(module, "missing", lambda name=name: found[name])
+    monkeypatch.setattr(operands, "unserved", lambda x, weight: found.get("both"))
+    return found
+
+
+def test_triton_comes_first_and_cupy_where_it_cannot(refusals):
+    assert backends.serving(X, X) == ("triton", "this device and dtype are served")
+    refusals["triton"] = "triton is not installed"
+    assert backends.serving(X, X) == ("cupy", "triton is not installed")
+    refusals["cupy"] = "CuPy finds no GPU"
+    assert backends.serving(X, X) == ("eager", "triton is not installed; CuPy finds no GPU")
+    refusals["both"] = "float64 runs plain torch operations"
+    assert backends.serving(X, X) == ("eager", "float64 runs plain torch operations")
+    cpu = types.SimpleNamespace(device=torch.device("cpu"))
+    refusals |= {"both": None, "triton": "cpu tensors run plain torch operations"}
+    assert backends.serving(cpu, cpu) == ("eager", "cpu tensors run plain torch operations")
+
+
+def test_the_user_chooses(refusals, monkeypatch):
+    with epilogue.backend("cupy"):
+        assert backends.serving(X, X) == ("cupy", "it was chosen")
+        with epilogue.backend("eager"):
+            assert backends.serving(X, X)[0] == "eager"
+        monkeypatch.setattr(tensors, "missing", lambda: None)
+        refusals["cupy"] = "float64 runs plain torch operations"
+        assert backends.serving(X, X) == ("eager", "float64 runs plain torch operations")  # and not on Triton
+    assert backends.serving(X, X)[0] == "triton"
+    with pytest.raises(KeyError), epilogue.backend("eager"):
+        raise KeyError
+    assert backends.serving(X, X)[0] == "triton"
+
+
+def test_a_choice_that_cannot_be_is_said_at_once(refusals):
+    refusals["cupy"] = "CuPy finds no GPU or no driver"
+    message = "epilogue.backend: 'cupy' cannot run here: CuPy finds no GPU or no driver"
+    with pytest.raises(RuntimeError, match=message), epilogue.backend("cupy"):
+        pass
+    with pytest.raises(ValueError, match=r"must be one of triton, cupy, eager; got 'cuda'"), epilogue.backend("cuda"):
+        pass
+
+
+def test_the_environments_choice_that_cannot_be_is_an_error(refusals, monkeypatch):
+    monkeypatch.setattr(backends, "_chosen", "cupy")
+    refusals["cupy"] = "CuPy finds no GPU or no driver"
+    with pytest.raises(RuntimeError, match="EPILOGUE_BACKEND: 'cupy' cannot run here: CuPy finds no GPU or no driver"):
+        backends.serving(X, X)
+    cpu = types.SimpleNamespace(device=torch.device("cpu"))
+    assert backends.serving(cpu, cpu)[0] == "eager"  # no choice concerns these
+
+
+def test_the_operations_ask(refusals):
+    """A tensor that is not on the CPU runs where `serving` says."""
+    from epilogue import autograd, functional
+
+    assert functional._backend(X, X) is autograd.KERNELS["triton"]
+    refusals["triton"] = "no"
+    assert functional._backend(X, X) is autograd.KERNELS["cupy"]
+    with epilogue.backend("eager"):
+        assert functional._backend(X, X) is functional._eager
+
+
+def test_what_cupy_refuses(monkeypatch):
+    cpu = torch.empty(1, 1)
+    assert tensors.refusal(cpu, cpu) == "cpu tensors run plain torch operations"
+    monkeypatch.setattr(tensors, "missing", lambda: None)
+    on_gpu = types.SimpleNamespace(device=torch.device("cuda"), dtype=torch.float64, is_cuda=True)
+    assert tensors.refusal(on_gpu, on_gpu) == "torch.float64 runs plain torch operations"
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (None, "CuPy is not installed (pip install cupy-cuda13x, or cupy-cuda12x for CUDA 12)"),
+        ({"is_available": lambda: False}, "CuPy finds no GPU or no driver"),
+        ({"is_available": lambda: True, "is_hip": True}, "for NVIDIA GPUs, this CuPy is for AMD's"),
+        ({"is_available": lambda: True}, None),
+    ],
+)
+def test_why_cupy_is_missing(module, reason, monkeypatch):
+    fake = None
+    if module is not None:
+        runtime = types.SimpleNamespace(is_hip=module.pop("is_hip", False))
+        fake = types.ModuleType("cupy")
+        fake.__spec__ = importlib.util.spec_from_loader("cupy", None)
+        fake.cuda = types.SimpleNamespace(runtime=runtime, **module)
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    cupy.missing.cache_clear()
+    found = cupy.missing()
+    cupy.missing.cache_clear()
+    assert found is reason is None or re.search(re.escape(reason), found)
+
+
+def test_cupy_that_does_not_import(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    cupy.missing.cache_clear()
+    assert cupy.missing().startswith("CuPy does not import: ")
+    cupy.missing.cache_clear()
+
+
+def test_what_no_kernel_serves_does_not_import_cupy(monkeypatch):
+    """A double on a GPU asks neither for CuPy nor for the compiler that its module brings."""
+    double = types.SimpleNamespace(device=torch.device("cuda"), dtype=torch.float64)
+    monkeypatch.setattr(triton, "refusal", operands.unserved)
+    monkeypatch.setattr(backends, "_module", {"triton": triton}.__getitem__)
+    assert backends.serving(double, double) == ("eager", "torch.float64 runs plain torch operations")
