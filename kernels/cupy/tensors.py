@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..catalogue import Activation
 from ..operands import Dropout, Operands, halves, unserved
-from ..unfused import library_fwd, library_serves, unfused_dact, unfused_fwd
+from ..unfused import unfused_dact, unfused_fwd
 from . import launch
 from . import missing as _missing
 
@@ -66,9 +66,7 @@ TORCH = launch.Library(
 
 
 def linear_fwd(operands: Operands, keep: str) -> tuple[Tensor, Tensor | None]:
-    """(y [..., N], what to keep of it for backward beside y), as of the Triton kernels; relu and gelu_tanh by cuBLASLt's own epilogue."""
-    if library_serves(operands, keep):
-        return library_fwd(operands), None
+    """(y [..., N], what to keep of it for backward beside y), as of the Triton kernels."""
     return unfused_fwd(operands, keep, act_fwd)
 
 

@@ -193,17 +193,11 @@ def test_empty(op, size, device, rng):
         torch.testing.assert_close(actual.double(), truth, rtol=1e-5, atol=1e-5)
 
 
-def test_inference_keeps_nothing_and_takes_cublaslts_epilogue(device, rng, monkeypatch):
-    calls = []
-    real = torch._addmm_activation
-    monkeypatch.setattr(torch, "_addmm_activation", lambda *a, **k: calls.append(k) or real(*a, **k))
+def test_inference_keeps_nothing(device, rng):
     args, _ = draw("linear", rng, torch.float32, device)
     y = fused("linear", args, ACTIVATIONS["relu"], ())
-    assert len(calls) == 1
     assert not y.requires_grad
     torch.testing.assert_close(y, F.relu(F.linear(*args.values())))
-    fused("linear", args, ACTIVATIONS["silu"], ())
-    assert len(calls) == 1
 
 
 def test_modules_train(device, monkeypatch):
