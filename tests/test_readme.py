@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import walk
 
 import epilogue
 from epilogue.benchmarks import bench_report, bench_results, memory
@@ -65,6 +66,11 @@ def test_the_memory_table_is_the_result():
         pytest.skip(f"{MEMORY.name} is not there")
     table = memory.readme(json.loads(MEMORY.read_text(encoding="utf-8")))
     assert f"<!-- memory -->\n{table}\n<!-- /memory -->" in README.read_text(encoding="utf-8")
+
+
+def test_the_coverage_of_fuse_is_the_result():
+    part = walk.readme(json.loads((RESULTS / "fuse_walk.json").read_text(encoding="utf-8")))
+    assert f"<!-- coverage -->\n{part}\n<!-- /coverage -->" in README.read_text(encoding="utf-8")
 
 
 def test_explanation():

@@ -129,8 +129,9 @@ def walk(types: list[str] | None = None) -> dict[str, dict[str, Any]]:
     return results
 
 
-OTHER = ("it computes something else", "its experts are")
-"""How the reasons begin of what computes none of the formulas; where a module could not be tried, or holds more, it may."""
+OTHER = ("it computes something else", "it also holds", "its experts are")
+"""How the reasons begin of what is no MLP: not by what it computes, or not by what it holds (a convolution, a norm between). What could not
+be tried may be one."""
 
 
 def summary(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -140,7 +141,7 @@ def summary(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
         for cls, _, pattern, *_ in result.get("fused", []):
             groups["fused"].setdefault(pattern, []).append((cls, name))
         for cls, *_, reason in result.get("refused", []):
-            kind = next((other for other in OTHER if reason.startswith(other)), "it may be one and was not recognised")
+            kind = next((other for other in OTHER if reason.startswith(other)), "it could not be tried")
             groups["refused"].setdefault(kind, []).append((cls, name))
     counts = {
         group: {
@@ -173,16 +174,19 @@ def readme(found: dict[str, Any]) -> str:
         "plain": "plain MLP",
         "sequential": "in an `nn.Sequential`",
         OTHER[0]: "refused: computes something else",
-        OTHER[1]: "refused: experts as parameters of three axes",
+        OTHER[1]: "refused: holds more, such as a convolution or a norm between",
+        OTHER[2]: "refused: experts as parameters of three axes",
+        "it could not be tried": "refused: could not be tried alone",
     }
     for key, n in [*found["fused"].items(), *found["refused"].items()]:
         rows.append((names.get(key, key), *(str(n[column]) for column in ("modules", "classes", "types"))))
     wrong = sum(map(len, found["wrong"].values()))
     made = f"{found['made']} can be made on the meta device (here with two layers where their configs allow it)"
-    fused = f"{found['coverage']:.1%} of the modules that are an MLP or may be one, {wrong} of them wrong"
+    checked = f"The MLPs, one of each class and type, were computed once more with other weights: {wrong} wrong"
     return (
         f"Of the {found['types']} model types of transformers {found['transformers']}, {made}, and {found['fused somewhere']} have "
-        f"something to fuse. Fused are {fused} (`pytest -m slow tests/nn/test_walk.py`):\n\n{markdown(rows)}"
+        f"something to fuse. Fused are {found['coverage']:.1%} of the modules that are one of these or may be. {checked} "
+        f"(`pytest -m slow tests/nn/test_walk.py`).\n\n{markdown(rows)}"
     )
 
 
