@@ -73,7 +73,7 @@ def _grouped(rows: list[Row]) -> list[tuple[str, ...]]:
         names = path.split(".")
         key = tuple("0" if name.isdecimal() else name for name in names)
         groups.setdefault((key, *rest), []).append(names)
-    return [(_joined(paths), str(len(paths)), *rest) for (_, *rest), paths in groups.items()]
+    return [(_joined(paths) or "(the model)", str(len(paths)), *rest) for (_, *rest), paths in groups.items()]
 
 
 def _joined(paths: list[list[str]]) -> str:

@@ -497,8 +497,8 @@ def test_the_report_groups_what_differs_in_numbers_alone():
         "2.mlp             1      gated    silu        neither",
     ]
     assert str(surgery.Report(rows("", "0", "1"))).splitlines()[2:] == [
-        "        1      gated    silu",
-        "0…1     2      gated    silu",
+        "(the model)  1      gated    silu",
+        "0…1          2      gated    silu",
     ]
 
 
