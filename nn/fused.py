@@ -89,7 +89,8 @@ class Block:
             return False
         if not all(layer.weight.dtype is x.dtype for layer in layers) and not torch.is_autocast_enabled(x.device.type):
             return False
-        # What a layer that is gathered at its call (ZeRO-3) has in place of a weight fits nothing.
+        if any(layer.weight.ndim != 2 for layer in layers):  # gathered only at the layer's call, as ZeRO-3 does
+            return False
         (hidden, features), held = weight_of(gate).shape, weight_of(down).shape[1] * (1 + self.packed)
         if x.shape[-1] != features or up.weight.shape != gate.weight.shape or hidden != held:
             return False

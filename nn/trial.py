@@ -208,7 +208,7 @@ def _difference(actual: Tensor, expected: Tensor) -> float:
 
 
 def calls(trial: Trial, layers: list[str], acts: list[str]) -> list[tuple[str, str]]:
-    """(layer, activation) wherever in a call of the copy the activation gets the very tensor that the layer, called once, returned."""
+    """(layer, activation) wherever in a call of the copy the activation gets the very tensor that the layer returned."""
     module = trial.module
     made: dict[str, list[Any]] = {name: [] for name in layers}
     given: dict[str, list[Any]] = {name: [] for name in acts}
@@ -243,5 +243,5 @@ def calls(trial: Trial, layers: list[str], acts: list[str]) -> list[tuple[str, s
         (layer, act)
         for layer, outputs in made.items()
         for act, inputs in given.items()
-        if len(outputs) == 1 and any(x is outputs[0] for x in inputs)
+        if any(x is y for x in inputs for y in outputs)
     ]
