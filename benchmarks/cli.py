@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from epilogue.benchmarks import commands as run
+from epilogue.explanation import OPS
 
 EXAMPLES = """examples:
   epilogue demo                train on handwritten digits: stock torch.nn and epilogue, side by side
@@ -166,9 +167,7 @@ def _add_tune(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         "--model-dims", nargs=2, type=_count, metavar=("D", "HIDDEN"),
         help="a model's width and its MLP's: 1 to 16384 rows of a gated MLP, or of --op",
     )  # fmt: skip
-    tune.add_argument(
-        "--op", choices=("linear", "glu", "mlp", "gated_mlp"), default="gated_mlp", help="with --model-dims"
-    )
+    tune.add_argument("--op", choices=OPS, default="gated_mlp", help="with --model-dims")
     tune.add_argument(
         "--activation", metavar="NAME", help="default: gelu, or silu when gated; they stand for all others too"
     )
@@ -181,7 +180,7 @@ def _add_tune(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 def _shape(text: str) -> tuple[str, int, int, int]:
     op, _, sizes = text.partition(":")
     numbers = sizes.split("x")
-    if op not in ("linear", "glu", "mlp", "gated_mlp") or len(numbers) != 3:
+    if op not in OPS or len(numbers) != 3:
         raise argparse.ArgumentTypeError(f"a shape is OP:MxKxN, such as linear:8192x4096x14336; got {text!r}")
     m, k, n = map(_count, numbers)
     return op, m, k, n
@@ -201,9 +200,9 @@ def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "for inference and for training, forward + backward. Exit status 1 where a result of epilogue is wrong. Without a GPU: print "
         "what would run. No case begins after 2.5 minutes of smoke, 11 minutes of headline, 3 hours of full.",
     )
-    suites, operations = ("smoke", "headline", "full"), ("linear", "glu", "mlp", "gated_mlp")
+    suites = ("smoke", "headline", "full")
     bench.add_argument("--suite", choices=suites, default="headline", help="default: %(default)s")
-    bench.add_argument("--op", nargs="+", choices=operations, default=operations, help="these operations alone")
+    bench.add_argument("--op", nargs="+", choices=OPS, default=OPS, help="these operations alone")
     bench.add_argument("--json", type=Path, metavar="DIR", help="write the result into DIR, again after each case")
     bench.add_argument("--plot", action="store_true", help="draw the results in that DIR")
     bench.add_argument("--report", type=Path, metavar="DIR", help="time nothing, make tables of the results in DIR")

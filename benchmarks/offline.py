@@ -25,13 +25,12 @@ from epilogue.triton.dact import linear_dact_kernel, linear_dact_tma_kernel
 from epilogue.triton.linear import linear_fwd_kernel, linear_fwd_tma_kernel
 from epilogue.triton.operands import gradients
 from epilogue.triton.pointwise import act_bwd_kernel, act_fwd_kernel
+from epilogue.triton.tuned import STANDS_FOR_ALL
 from epilogue.triton.vocabulary import device_function
 
 POINTER = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
 """Shared memory that one block may have, by architecture."""
-DEFAULT = {False: "gelu", True: "silu"}
-"""The activation that stands for all, of a plain and of a gated layer."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +76,11 @@ def shipped(arch: str) -> Iterator[Case]:
         dropout = family.dropout or family.name == "linear_fwd"
         for config, dtype, precision, gated in itertools.product(configs, dtypes, precisions, forms):
             if shared_bytes(config, family, itemsize) <= SHARED_BYTES[arch]:
-                yield Case(kernel, config, dtype, DEFAULT[gated], gated, precision, dropout=dropout)
+                yield Case(kernel, config, dtype, STANDS_FOR_ALL[gated], gated, precision, dropout=dropout)
     for kernel, dtype, gated, dropout in itertools.product(
         ("act_fwd", "act_bwd"), POINTER, (False, True), (False, True)
     ):
-        yield Case(kernel, None, dtype, DEFAULT[gated], gated, dropout=dropout)
+        yield Case(kernel, None, dtype, STANDS_FOR_ALL[gated], gated, dropout=dropout)
 
 
 def compile_case(case: Case, arch: str) -> Resources:

@@ -20,8 +20,7 @@ from tqdm import tqdm
 from epilogue import eager
 from epilogue.benchmarks.timing import Timing, measure
 from epilogue.catalogue import ACTIVATIONS
-from epilogue.explanation import GATED, describe, problems
-from epilogue.lookup import resolve_call
+from epilogue.explanation import activation_of, describe, problems
 from epilogue.operands import Dropout, Operands
 from epilogue.triton import tuned
 from epilogue.triton.chips import CHIPS, Machine, gpu
@@ -47,8 +46,7 @@ def to_measure(shapes: Iterable[Shape], activation: Any, dtype: torch.dtype, chi
     those last that were measured before."""
     found: dict[Problem, None] = {}
     for op, m, k, n in shapes:
-        gated = op in GATED
-        act, values = resolve_call("tune", activation or ("silu" if gated else "gelu"), {}, gated)
+        act, values = activation_of(op, activation, {})
         for training in (False, True):
             for problem in problems(op, m, k, n, act, values, dtype, training, False, chip).values():
                 found[tuned.key_of(problem)] = None

@@ -67,8 +67,7 @@ def explain(
         raise ValueError(f"explain: op must be one of {', '.join(OPS)}; got {op!r}")
     if not all(isinstance(size, int) and size > 0 for size in (m, k, n)):
         raise ValueError(f"explain: m, k and n must be whole numbers of at least 1; got {m!r}, {k!r}, {n!r}")
-    gated = op in GATED
-    act, values = resolve_call(op, activation or ("silu" if gated else "gelu"), params, gated)
+    act, values = activation_of(op, activation, params)
     dtype = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
     if dtype not in DTYPES:
         served = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
@@ -80,6 +79,12 @@ def explain(
     sizes = f"{m} x {k} -> {n}" + f" -> {k}" * op.endswith("mlp")
     how = ("training" if training else "inference") + ", dropout" * dropout
     return Explanation(f"{op}, {sizes}, {act.name}, {str(dtype).removeprefix('torch.')}, {how}", chip.name, steps)
+
+
+def activation_of(op: str, activation: Any, params: dict[str, Any]) -> tuple[Activation, tuple]:
+    """The activation that a call of `op` means, None being the operation's own default, and its parameters' values."""
+    gated = op in GATED
+    return resolve_call(op, activation or ("silu" if gated else "gelu"), params, gated)
 
 
 def problems(

@@ -24,7 +24,7 @@ from .configs import DACT, DROPPED, GLU, LINEAR, Choice, Config, Problem
 SHIPPED = Path(__file__).with_name("tuned")
 _FAMILIES = {"linear": LINEAR, "glu": GLU, "dact": DACT, "dact dropout": DROPPED}
 STANDS_FOR_ALL = {False: "gelu", True: "silu"}
-"""The activation whose tiles serve those that were not measured, of a plain and of a gated layer."""
+"""The activation that is compiled and measured for all, of a plain and of a gated layer."""
 
 Table = dict[Problem, tuple[Choice, float]]
 
