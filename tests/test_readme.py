@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import walk
 
 import epilogue
+import walk
 from epilogue.benchmarks import bench_report, bench_results, memory
 
 README = Path(__file__).parent.parent / "README.md"
