@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from .plain import is_linear
 
-SCALES = (1.0, 50.0)
-"""Of the inputs, and thus about of the pre-activations: where a module clamps, large numbers tell."""
+SETTINGS = tuple(itertools.product((False, True), (1.0, 50.0)))
+"""(training, scale of the inputs, and thus about of the pre-activations): where a module clamps, large numbers tell."""
 TOLERANCE = 1e-9
 """Of float64 results relative to the largest: other orders of summation, and constants that a library rounds to ten digits."""
 
@@ -49,24 +49,20 @@ class Trial:
     def expected(self) -> list[list[Tensor]]:
         """What the module computes; Untried where it cannot in training, say, or with large numbers."""
         try:
-            return [
-                _outputs(self.module, args, scale, training, self.device) for training, scale, args in self._settings()
-            ]
+            return [self._results(*setting) for setting in SETTINGS]
         except Exception as error:  # as in _arguments
             raise Untried(f"it cannot be called: {type(error).__name__}: {error}") from error
 
-    def _settings(self) -> Iterator[tuple[bool, float, list[Any]]]:
-        for training in (False, True):
-            for scale in SCALES:
-                yield training, scale, self.arguments
+    def _results(self, training: bool, scale: float) -> list[Tensor]:
+        return _outputs(self.module, self.arguments, scale, training, self.device)
 
     def error(self, change: Callable[[nn.Module], Callable[[], None]]) -> float:
         """The largest relative difference that a change makes, which returns what takes it back; inf where the module then cannot run."""
         wanted, worst = self.expected, 0.0
         undo = change(self.module)
         try:
-            for (training, scale, args), expected in zip(self._settings(), wanted, strict=True):
-                actual = _outputs(self.module, args, scale, training, self.device)
+            for setting, expected in zip(SETTINGS, wanted, strict=True):
+                actual = self._results(*setting)
                 if [t.shape for t in actual] != [t.shape for t in expected]:
                     return float("inf")
                 worst = max([worst, *(_difference(a, b) for a, b in zip(actual, expected, strict=True))])
@@ -201,10 +197,13 @@ def _seeded(device: torch.device) -> Iterator[None]:
 
 
 def _difference(actual: Tensor, expected: Tensor) -> float:
-    """Relative to the largest value; nan where one of them is."""
-    if not expected.numel():
+    """Relative to the largest finite value; inf where one of them alone is not finite."""
+    actual, expected = actual.double(), expected.double()
+    same = (actual == expected) | (actual.isnan() & expected.isnan())
+    if same.all():
         return 0.0
-    return ((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-300)).item()
+    off = torch.where(same, 0.0, actual - expected).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
+    return (off.max() / expected.nan_to_num(0.0, 0.0, 0.0).abs().max().clamp_min(1e-300)).item()
 
 
 def calls(trial: Trial, layers: list[str], acts: list[str]) -> list[tuple[str, str]]:

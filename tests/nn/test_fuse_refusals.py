@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from blocks import Dense, Gated, Packed, Plain
-from epilogue.nn import fuse, surgery
+from epilogue.nn import fuse, surgery, trial
 
 
 class Residual(Plain):
@@ -130,6 +130,21 @@ def test_a_prelu_of_channels_is_none_of_ours():
     """torch's channels are the second axis, ours the last."""
     report = fuse(Gated(nn.PReLU(12)))
     assert (report.fused, report.refused) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "difference"),
+    [
+        ([1.0, 4.5], [1.0, 4.0], 0.125),
+        ([1.0, torch.nan], [1.0, 4.0], torch.inf),
+        ([1.0, 4.0], [1.0, torch.nan], torch.inf),
+        ([torch.inf, 4.0], [1.0, 4.0], torch.inf),
+        ([torch.nan, torch.inf, 4.0], [torch.nan, torch.inf, 4.0], 0.0),
+        ([], [], 0.0),
+    ],
+)
+def test_what_is_not_finite_is_no_agreement(actual, expected, difference):
+    assert trial._difference(torch.tensor(actual), torch.tensor(expected)) == difference
 
 
 def test_half_a_block_is_better_than_none():
