@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 from epilogue import cupy, explain, linear, linear_backward, operands, triton
 from epilogue.backends import serving
 from epilogue.benchmarks.report import driver, table
+from epilogue.cupy import cublaslt, epilogues
 from epilogue.explanation import describe
 from epilogue.triton import tuned
 from epilogue.triton.chips import CHIPS, Machine
@@ -57,7 +58,22 @@ def backends() -> list[tuple[str, str, str]]:
         ("torch.Tensor, CPU, TRITON_INTERPRET=1", *((EAGER, missing) if missing else (INTERPRETED, served))),
         ("numpy.ndarray", "NumPy reference", "the kernels and torch's operations take tensors"),
         ("cupy.ndarray", *(("nothing", without) if without else (f"{CUPY} and cuBLAS", "CuPy finds a GPU"))),
+        *(() if without else _epilogues()),
     ]
+
+
+def _epilogues() -> Iterator[tuple[str, str, str]]:
+    """What of cuBLASLt's epilogues the CuPy backend takes, by a trial of each."""
+    for dtype in cublaslt.DTYPES:
+        refusals = {
+            (f"{name}, {'backward' if backward else 'forward'}"): epilogues.refusal(name, dtype, 0, backward)
+            for name in epilogues.STEMS
+            for backward in (False, True)
+        }
+        for reason in dict.fromkeys(refusals.values()):
+            names = "; ".join(name for name, found in refusals.items() if found == reason)
+            backend = CUPY if reason else "cuBLASLt's epilogues"
+            yield f"on CuPy, {dtype}: {names}", backend, reason or "they compute what the reference does"
 
 
 def _backend(x: Tensor) -> tuple[str, str]:

@@ -1,4 +1,5 @@
-"""Every operation, forward and backward, on CuPy arrays, without torch: products by cuBLAS, all else in one pointwise kernel beside each.
+"""Every operation, forward and backward, on CuPy arrays, without torch: products by cuBLAS, all else in one pointwise kernel beside each or
+in cuBLASLt's epilogue.
 
 As in reference.py, gradients are recomputed from the inputs. Pre-activations stay in float32 (float64 of float64), so that bias and
 activation come before the one rounding.
@@ -13,7 +14,8 @@ import numpy as np
 
 from ..catalogue import ACTIVATIONS, Activation
 from ..reference import GatedMLPGrads, LinearGrads, MLPGrads, gate_up
-from . import launch
+from . import epilogues, launch
+from .cublaslt import stored
 from .launch import Gradients, Matrices
 
 
@@ -23,12 +25,17 @@ def _library() -> launch.Library:
 
     return launch.Library(
         pointer=lambda x: x.data.ptr,
-        row_stride=lambda x: x.strides[0] // x.itemsize,
+        strides=_strides,
         dense_rows=lambda x: x if x.strides[1] == x.itemsize else cupy.ascontiguousarray(x),
         real=lambda array, like: cupy.ascontiguousarray(array, _real(like)),
         empty=lambda like, shape, real: cupy.empty(shape, _real(like) if real else like.dtype),
         on_device=lambda x: x.device,
     )
+
+
+def _strides(matrix: Any) -> tuple[int, int]:
+    down, along = matrix.strides
+    return down // matrix.itemsize, along // matrix.itemsize
 
 
 def _real(array: Any) -> Any:
@@ -135,7 +142,7 @@ def _product(x, weight):
         # cuBLAS counts by columns: zᵀ [N, M] = W xᵀ, where a matrix stored by rows is its own transpose.
         cuda, one, zero = cupy.cuda, np.array(1.0, np.float32), np.array(0.0, np.float32)
         kind = cuda.runtime.CUDA_R_16F if x.dtype == np.float16 else cuda.runtime.CUDA_R_16BF
-        (weight, weight_by_rows, ldw), (x, x_by_rows, ldx) = _stored(weight), _stored(x)
+        (weight, ldw, weight_by_rows), (x, ldx, x_by_rows) = _stored(weight), _stored(x)
         cuda.cublas.gemmEx(
             cuda.get_cublas_handle(), int(weight_by_rows), int(not x_by_rows), n, m, k,
             one.ctypes.data, weight.data.ptr, kind, ldw, x.data.ptr, kind, ldx,
@@ -145,14 +152,10 @@ def _product(x, weight):
     return z
 
 
-def _stored(matrix) -> tuple[Any, bool, int]:
-    """(the matrix or a copy, whether it is stored row by row and not column by column, the distance of rows or columns)."""
-    (rows, cols), (down, along) = matrix.shape, (stride // matrix.itemsize for stride in matrix.strides)
-    if along == 1 and (down >= cols or rows == 1):
-        return matrix, True, max(down, cols)
-    if down == 1 and (along >= rows or cols == 1):
-        return matrix, False, max(along, rows)
-    return _contiguous(matrix), True, cols
+def _stored(matrix) -> tuple[Any, int, bool]:
+    """(the matrix or a copy, the distance of its rows or columns, whether it is stored row by row and not column by column)."""
+    found = stored(matrix.shape, _strides(matrix))
+    return (matrix, *found) if found else (_contiguous(matrix), matrix.shape[1], True)
 
 
 def _preactivation(x, weight, bias, gated: bool) -> Matrices:
@@ -169,12 +172,21 @@ def _preactivation(x, weight, bias, gated: bool) -> Matrices:
 
 
 def _layer(x, weight, bias, act: Activation, values: tuple, gated: bool):
-    z = _preactivation(_rows(x), weight, bias, gated)
-    in_place = not gated and z.z.dtype == x.dtype
-    y = z.z if in_place else _empty(x, *z.z.shape)
-    if not in_place or bias is not None or act.name != "identity":
-        launch.forward(_library(), z, y, None, act, values)
+    found = None if gated else _by_epilogue(x, weight, bias, act)
+    if found:
+        y, _ = found
+    else:
+        z = _preactivation(_rows(x), weight, bias, gated)
+        in_place = not gated and z.z.dtype == x.dtype
+        y = z.z if in_place else _empty(x, *z.z.shape)
+        if not in_place or bias is not None or act.name != "identity":
+            launch.forward(_library(), z, y, None, act, values)
     return y.reshape(*x.shape[:-1], y.shape[1])
+
+
+def _by_epilogue(x, weight, bias, act: Activation, keep: bool = False):
+    """(y [M, N], what backward needs if `keep`), or None where cuBLASLt does not serve."""
+    return epilogues.forward(_library(), _rows(x), weight, None if bias is None else _contiguous(bias), act, keep)
 
 
 def _layer_backward(
@@ -217,10 +229,27 @@ def _param_gradient(dparam, value):
 def _mlp_backward(dy, x, weight, bias, down_weight, down_bias, act: Activation, values: tuple, gated: bool):
     """(gradients of the hidden layer, of down_weight, of down_bias)."""
     dy = _rows(dy).astype(x.dtype, copy=False)
-    hidden, h = _layer_backward(dy.dot(down_weight), x, weight, bias, act, values, gated, emit=True)
-    sums = None
-    if down_bias is not None:
-        identity = ACTIVATIONS["identity"]
-        found = launch.backward(_library(), dy, Matrices(dy), None, "input", identity, (), Gradients(), True, False)
-        sums = found.dbias.astype(x.dtype)
-    return hidden, dy.T.dot(h), sums
+    found = None if gated else _hidden_by_epilogue(dy, x, weight, bias, down_weight, act)
+    hidden, h = found or _layer_backward(dy.dot(down_weight), x, weight, bias, act, values, gated, emit=True)
+    if down_bias is None:
+        return hidden, dy.T.dot(h), None
+    dw, db = epilogues.weight_gradient(_library(), dy, h) or (dy.T.dot(h), _sum_of_rows(dy))
+    return hidden, dw, db
+
+
+def _hidden_by_epilogue(dy, x, weight, bias, down_weight, act: Activation) -> tuple[LinearGrads, Any] | None:
+    """(gradients of the hidden layer, h), or None where cuBLASLt does not serve."""
+    if not epilogues.served(_library(), x, act, backward=True):
+        return None
+    kept = _by_epilogue(x, weight, bias, act, keep=True)
+    found = kept and epilogues.backward(_library(), dy, down_weight, kept[1], act, bias is not None)
+    if not found:
+        return None
+    dz, db = found
+    return LinearGrads(dz.dot(weight).reshape(x.shape), dz.T.dot(_rows(x)), db, {}), kept[0]
+
+
+def _sum_of_rows(dy):
+    identity = ACTIVATIONS["identity"]
+    found = launch.backward(_library(), dy, Matrices(dy), None, "input", identity, (), Gradients(), True, False)
+    return found.dbias.astype(dy.dtype)

@@ -20,13 +20,13 @@ THREADS = 2**17
 class Library(NamedTuple):
     """What the launchers ask of the library that the arrays are from.
 
-    row_stride is a matrix's, in elements; dense_rows gives a matrix with columns of stride 1. `real(array, like)` is the array, contiguous,
+    strides are a matrix's, in elements; dense_rows gives a matrix with columns of stride 1. `real(array, like)` is the array, contiguous,
     in the arithmetic of like's kernels (float32, of float64 itself); `empty(like, shape, real)` fresh memory in like's dtype or that one.
     Within on_device(array) launches go to its device and the library's current stream.
     """
 
     pointer: Callable[[Any], int]
-    row_stride: Callable[[Any], int]
+    strides: Callable[[Any], tuple[int, int]]
     dense_rows: Callable[[Any], Any]
     real: Callable[[Any, Any], Any]
     empty: Callable[[Any, tuple[int, ...], bool], Any]
@@ -58,7 +58,7 @@ def forward(
     kernel = _kernel("act_fwd", y, z, act, values, {"value": (act.gate or act).value})
     matrices = (z.z, z.up, y)
     operands = (z.z, z.up, z.bias, z.up_bias, y, signs)
-    sizes = (m, n, library.row_stride(z.z), library.row_stride(y))
+    sizes = (m, n, library.strides(z.z)[0], library.strides(y)[0])
     with library.on_device(y):
         _launch(library, kernel, y, operands, dropout, sizes, matrices, values)
 
@@ -95,7 +95,7 @@ def backward(
         matrices = (dy, z.z, z.up, into.dz, into.dup, into.h)
         sums = (None if dbias is None else dbias[:, :n], dbias[:, n:] if dbias is not None and gated else None, dparam)
         operands = (dy, z.z, z.up, z.bias, z.up_bias, signs, into.dz, into.dup, into.h, *sums)
-        strides = (0 if t is None else library.row_stride(t) for t in (dy, z.z, into.dz))
+        strides = (0 if t is None else library.strides(t)[0] for t in (dy, z.z, into.dz))
         with library.on_device(dy):
             _launch(library, kernel, dy, operands, dropout, (m, n, *strides, width), matrices, values)
     return into._replace(
@@ -120,7 +120,7 @@ def _launch(library: Library, kernel, like, operands, dropout, sizes, matrices, 
     """Launch over [M, N] = sizes[:2], by 16-byte vectors where all matrices allow it."""
     real = np.float64 if dtype_of(like) == "float64" else np.float32
     vector = all(
-        library.pointer(t) % 16 == 0 and (t.shape[0] == 1 or library.row_stride(t) * t.itemsize % 16 == 0)
+        library.pointer(t) % 16 == 0 and (t.shape[0] == 1 or library.strides(t)[0] * t.itemsize % 16 == 0)
         for t in matrices
         if t is not None
     )

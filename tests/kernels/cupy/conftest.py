@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 import epilogue.cupy
-from epilogue.cupy import arrays, launch, tensors
+from epilogue.cupy import arrays, cublaslt, epilogues, launch, tensors
 
 GPU = epilogue.cupy.missing() is None
 
 
 @functools.cache
-def standin():
-    """The module standin.py, which needs what a machine with a GPU may not have."""
+def standin(name: str = "standin"):
+    """The module of that name beside this file, which needs what a machine with a GPU may not have."""
     pytest.importorskip("ml_dtypes")
-    spec = importlib.util.spec_from_file_location("cupy_standin", Path(__file__).with_name("standin.py"))
+    spec = importlib.util.spec_from_file_location(f"cupy_{name}", Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -27,6 +27,8 @@ def standin():
 def forget() -> None:
     """What was found out of one CuPy does not hold for another."""
     for cached in (epilogue.cupy.missing, launch.compiled, arrays._library):
+        cached.cache_clear()
+    for cached in (epilogues.refusal, cublaslt._handle, cublaslt._algorithm):
         cached.cache_clear()
 
 
@@ -56,3 +58,36 @@ def library(cupy):
 def device(cupy):
     """Where the tensors of the kernels' tests are."""
     return "cuda" if GPU else "cpu"
+
+
+@pytest.fixture
+def nvmath(cupy, monkeypatch):
+    """nvmath-python where there is a GPU and it is installed, or its stand-in."""
+    if GPU:
+        yield pytest.importorskip("nvmath")
+        return
+    module = standin("standin_nvmath")
+    for name, part in module.modules().items():
+        monkeypatch.setitem(sys.modules, name, part)
+    yield module
+    assert not module.alive
+    forget()
+
+
+@pytest.fixture
+def taken(nvmath, monkeypatch):
+    """The epilogues that cuBLASLt computes in the test, in order; those of the trials, which come before it, are not among them."""
+    for name in epilogues.STEMS:
+        for dtype in cublaslt.DTYPES:
+            for backward in (False, True):
+                reason = epilogues.refusal(name, dtype, 0, backward)
+                assert GPU or reason is None
+    names: list[str] = []
+
+    def multiply(product, workspace):
+        done = cublaslt.multiply(product, workspace)
+        names.extend([product.epilogue] if done else [])
+        return done
+
+    monkeypatch.setattr(epilogues, "multiply", multiply)
+    return names

@@ -6,10 +6,13 @@ import torch
 
 import checks
 import epilogue
+import epilogue.cupy
 from checks import OPS, arguments, assert_accurate, each, keywords, leaves, unfused
 from epilogue import ACTIVATIONS
+from epilogue.cupy import epilogues
 from epilogue.vocabulary import exp
 
+GPU = epilogue.cupy.missing() is None
 ml_dtypes = pytest.importorskip("ml_dtypes")
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float64": np.float64}
 
@@ -104,6 +107,22 @@ def test_learnable(op, name, shape, dtype, cupy, rng):
     slope = (0.5 + rng.random(shape)).astype(DTYPES[dtype]) if shape else np.array(0.7, DTYPES[dtype])
     args, dy = draw(op, rng, dtype)
     compare(cupy, op, args, abs(dy), ACTIVATIONS[name], (slope,))  # a sum whose terms cancel would measure luck
+
+
+@pytest.mark.parametrize("sizes", [(16, 24, 8), (19, 29, 13), (24, 128, 32)])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("name", "stem"), epilogues.STEMS.items())
+@pytest.mark.parametrize("op", ["linear", "mlp"])
+def test_by_cublaslt(op, name, stem, bias, dtype, sizes, cupy, rng, taken):
+    """The epilogues that cuBLASLt has are its own where nvmath-python is: in every product that has something to fuse."""
+    compare(cupy, op, *draw(op, rng, dtype, sizes, bias=bias), ACTIVATIONS[name], ())
+    if not GPU:
+        end = "_BIAS" if bias else ""
+        forward = [f"{stem}{end}".strip("_"), *(["BIAS"] if bias else [])[: op == "mlp"]]
+        backward = [f"{stem}_AUX{end}", f"D{stem}_BGRAD" if bias else f"D{stem}"] if stem else []
+        backward += ["BGRADB"] if bias else []
+        assert taken == [name for name in forward + backward * (op == "mlp") if name]
 
 
 @pytest.mark.parametrize("lead", [(), (1,), (0,), (2, 3), (2, 0, 3)])

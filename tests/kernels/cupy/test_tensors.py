@@ -85,6 +85,21 @@ def test_every_operation(op, bias, sizes, rows, device, rng):
     compare(op, *draw(op, rng, torch.bfloat16, device, rows, sizes, bias=bias), ACTIVATIONS["silu"], ())
 
 
+@pytest.mark.parametrize("sizes", [(16, 24, 8), (19, 29, 13)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", ["relu", "gelu_tanh"])
+@pytest.mark.parametrize("op", ["linear", "mlp"])
+def test_by_cublaslt(op, name, bias, dtype, sizes, device, rng, taken):
+    """The epilogues that cuBLASLt has are its own where nvmath-python is: gelu_tanh's derivative where z needs no filling up."""
+    compare(op, *draw(op, rng, dtype, device, sizes=sizes, bias=bias), ACTIVATIONS[name], ())
+    if not GPU:
+        end, summed = ("_BIAS", "_BGRAD") if bias else ("", "")
+        backward = [f"DGELU{summed}"] if op == "mlp" else []
+        trains = [f"GELU_AUX{end}", *backward] if sizes[1] % 8 == 0 else []
+        assert taken == (trains if name == "gelu_tanh" else [f"RELU{end}"])
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (29,)])
 @pytest.mark.parametrize("name", [name for name, entry in ACTIVATIONS.items() if entry.learnable])
 @pytest.mark.parametrize("op", OPS)

@@ -1,0 +1,166 @@
+"""Matrix products by cuBLASLt with an epilogue of its own, through the bindings of nvmath-python. float16 and bfloat16.
+
+cuBLASLt counts by columns. d [M, N] stored by rows is dᵀ there, so its first operand is b, its second a, and what it calls the rows of the
+result, along which a bias lies, are d's columns.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+DTYPES = ("float16", "bfloat16")
+WORKSPACE = 32 << 20
+"""Bytes that an algorithm may ask for: what cuBLAS itself takes on sm_90."""
+
+
+class Matrix(NamedTuple):
+    """[rows, cols] in memory: element (i, j) at i · lead + j, or at j · lead + i where it is stored by columns."""
+
+    pointer: int
+    rows: int
+    cols: int
+    lead: int
+    by_rows: bool
+
+
+def stored(shape: tuple[int, int], strides: tuple[int, int]) -> tuple[int, bool] | None:
+    """(lead, by_rows) of a matrix with these strides in elements, or None where it is stored neither way."""
+    (rows, cols), (down, along) = shape, strides
+    if along == 1 and (down >= cols or rows == 1):
+        return max(down, cols), True
+    if down == 1 and (along >= rows or cols == 1):
+        return max(along, rows), False
+    return None
+
+
+class Product(NamedTuple):
+    """d [M, N] = epilogue(a b) for a [M, K] and b [K, N], d stored by rows, without 0 in a size.
+
+    epilogue: a name of cublasLtEpilogue_t. bias: the pointer of what is added to each row, or of where BGRAD writes; aux: the pointer of
+    what is kept of forward for backward, in rows of aux_lead elements, or of aux_lead bits for relu. 0 for none.
+    """
+
+    epilogue: str
+    dtype: str
+    a: Matrix
+    b: Matrix
+    d: Matrix
+    bias: int = 0
+    aux: int = 0
+    aux_lead: int = 0
+
+
+def multiply(product: Product, workspace: Callable[[int], tuple[Any, int]]) -> bool:
+    """Do it on CuPy's current device and stream, and say whether cuBLASLt has an algorithm for it; nothing is written where it has none.
+
+    workspace: bytes -> (what keeps so many, their pointer).
+    """
+    import cupy
+
+    device = cupy.cuda.runtime.getDevice()
+    found = _algorithm(_aligned(product), device)
+    if found is None:
+        return False
+    algorithm, size = found
+    _held, scratch = workspace(size) if size else (None, 0)
+    with _described(product) as (operation, a, b, d):
+        _bindings().matmul(
+            _handle(device), operation, _ONE.ctypes.data, product.b.pointer, b, product.a.pointer, a,
+            _ZERO.ctypes.data, product.d.pointer, d, product.d.pointer, d, algorithm.ctypes.data, scratch, size,
+            cupy.cuda.get_current_stream().ptr,
+        )  # fmt: skip
+    return True
+
+
+_ONE, _ZERO = np.array(1, np.float32), np.array(0, np.float32)
+
+
+def _aligned(product: Product) -> Product:
+    """The product with pointers of the same alignment, at most 256, in place of its own: all that an algorithm's choice depends on."""
+
+    def address(pointer: int) -> int:
+        return min(pointer & -pointer, 256)
+
+    a, b, d = (matrix._replace(pointer=address(matrix.pointer)) for matrix in (product.a, product.b, product.d))
+    return product._replace(a=a, b=b, d=d, bias=address(product.bias), aux=address(product.aux))
+
+
+@functools.lru_cache(maxsize=4096)
+def _algorithm(product: Product, device: int) -> tuple[np.ndarray, int] | None:
+    """(cuBLASLt's first choice, the bytes of workspace that it wants), or None where it has none."""
+    lt, handle = _bindings(), _handle(device)
+    names = lt.MatmulPreferenceAttribute
+    settings = {
+        names.MAX_WORKSPACE_BYTES: np.uint64(WORKSPACE),
+        names.MIN_ALIGNMENT_A_BYTES: np.uint32(product.b.pointer),
+        names.MIN_ALIGNMENT_B_BYTES: np.uint32(product.a.pointer),
+        names.MIN_ALIGNMENT_C_BYTES: np.uint32(product.d.pointer),
+        names.MIN_ALIGNMENT_D_BYTES: np.uint32(product.d.pointer),
+    }
+    result, count = np.zeros(1, lt.matmul_heuristic_result_dtype), np.zeros(1, np.int32)
+    with contextlib.ExitStack() as made:
+        preference = lt.matmul_preference_create()
+        made.callback(lt.matmul_preference_destroy, preference)
+        _set(lt.matmul_preference_set_attribute, preference, settings)
+        operation, a, b, d = made.enter_context(_described(product))
+        try:
+            lt.matmul_algo_get_heuristic(
+                handle, operation, b, a, d, d, preference, 1, result.ctypes.data, count.ctypes.data
+            )
+        except lt.cuBLASLtError:  # these sizes, this alignment with this epilogue
+            return None
+    if not count[0] or result["state"][0]:
+        return None
+    return result["algo"].copy(), int(result["workspace_size"][0])
+
+
+@contextlib.contextmanager
+def _described(product: Product) -> Iterator[tuple[int, int, int, int]]:
+    """cuBLASLt's descriptions of the operation, a, b and d; made for each call, since they hold its pointers."""
+    import cupy
+
+    lt, runtime = _bindings(), cupy.cuda.runtime
+    kind = {"float16": runtime.CUDA_R_16F, "bfloat16": runtime.CUDA_R_16BF}[product.dtype]
+    names = lt.MatmulDescAttribute
+    settings: dict[Any, np.generic] = {
+        names.TRANSA: np.int32(not product.b.by_rows),
+        names.TRANSB: np.int32(not product.a.by_rows),
+        names.EPILOGUE: np.uint32(lt.Epilogue[product.epilogue]),
+    }
+    if product.bias:
+        settings[names.BIAS_POINTER] = np.uint64(product.bias)
+    if product.aux:
+        settings[names.EPILOGUE_AUX_POINTER] = np.uint64(product.aux)
+        settings[names.EPILOGUE_AUX_LD] = np.int64(product.aux_lead)
+    with contextlib.ExitStack() as made:
+        operation = lt.matmul_desc_create(cupy.cuda.cublas.CUBLAS_COMPUTE_32F, runtime.CUDA_R_32F)
+        made.callback(lt.matmul_desc_destroy, operation)
+        _set(lt.matmul_desc_set_attribute, operation, settings)
+        layouts = []
+        for matrix in (product.a, product.b, product.d):
+            along, across = (matrix.cols, matrix.rows) if matrix.by_rows else (matrix.rows, matrix.cols)
+            layouts.append(lt.matrix_layout_create(kind, along, across, matrix.lead))
+            made.callback(lt.matrix_layout_destroy, layouts[-1])
+        a, b, d = layouts
+        yield operation, a, b, d
+
+
+def _set(set_attribute: Callable[..., None], description: int, settings: dict[Any, np.generic]) -> None:
+    for name, value in settings.items():
+        held = np.array(value)
+        set_attribute(description, name, held.ctypes.data, held.itemsize)
+
+
+@functools.cache
+def _handle(device: int) -> int:
+    """cuBLASLt's for that device, which is the current one."""
+    return _bindings().create()
+
+
+def _bindings() -> Any:
+    from nvmath.bindings import cublasLt
+
+    return cublasLt

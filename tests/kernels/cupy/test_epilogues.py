@@ -1,0 +1,174 @@
+"""What of cuBLASLt is taken, and what is refused: faults that its stand-in is given, sizes that it does not serve, other memory layouts."""
+
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+
+import checks
+import epilogue
+import epilogue.cupy
+from epilogue import ACTIVATIONS
+from epilogue.cupy import arrays, cublaslt, epilogues
+
+GPU = epilogue.cupy.missing() is None
+without_gpu = pytest.mark.skipif(GPU, reason="the stand-in's faults")
+M, N, K = 24, 40, 16
+
+
+def draw(cupy, rng, *shapes):
+    return [cupy.asarray(rng.standard_normal(shape).astype(np.float16)) for shape in shapes]
+
+
+@pytest.mark.parametrize("dtype", cublaslt.DTYPES)
+def test_a_trial_passes_what_computes_as_the_reference(dtype, nvmath):
+    for name in epilogues.STEMS:
+        for backward in (False, True):
+            assert epilogues.refusal(name, dtype, 0, backward) is None or GPU
+
+
+@without_gpu
+@pytest.mark.parametrize("dtype", cublaslt.DTYPES)
+@pytest.mark.parametrize(
+    ("fault", "name", "backward", "epilogue_name"),
+    [
+        ("relu drops NaN", "relu", False, "RELU"),
+        ("no NaN in relu's bits", "relu", True, "DRELU"),
+        ("erf", "gelu_tanh", False, "GELU"),
+        ("wrong sums", "identity", True, "BGRADB"),
+    ],
+)
+def test_a_trial_finds(fault, name, backward, epilogue_name, dtype, nvmath):
+    nvmath.quirks.add(fault)
+    found = epilogues.refusal(name, dtype, 0, backward)
+    assert found == f"cuBLASLt's {epilogue_name} computes something else"
+    assert epilogues.refusal(name, dtype, 0, not backward) is None
+
+
+@without_gpu
+def test_a_refused_epilogue_is_computed_by_the_kernels(cupy, nvmath, rng):
+    nvmath.quirks.add("relu drops NaN")
+    x, weight, bias = draw(cupy, rng, (M, K), (N, K), N)
+    x[2, 3] = np.nan
+    nvmath.calls.clear()
+    y = cupy.asnumpy(epilogue.linear(x, weight, bias, activation="relu"))
+    assert np.isnan(y[2]).all()
+    assert (np.isnan(y).sum(1) > 0).sum() == 1
+    assert set(nvmath.calls) == {"RELU"}  # the trial's
+
+
+@without_gpu
+def test_without_the_library_or_the_package(cupy, nvmath, monkeypatch):
+    nvmath.quirks.add("no library")
+    assert "cuBLASLtError: CUBLAS_STATUS_NOT_INITIALIZED" in epilogues.refusal("relu", "float16", 0, False)
+    monkeypatch.delitem(sys.modules, "nvmath")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert epilogues.refusal("relu", "bfloat16", 0, False) == "nvmath-python is not installed"
+
+
+@without_gpu
+def test_sizes_without_an_algorithm_are_the_kernels(cupy, nvmath, taken, rng):
+    nvmath.quirks.add("nothing odd")
+    x, odd, even = draw(cupy, rng, (M, K), (N + 1, K), (N, K))
+    for weight in (odd, even):
+        y = epilogue.linear(x, weight, activation="gelu_tanh")
+        expected = epilogue.linear(*(cupy.asnumpy(a).astype(np.float64) for a in (x, weight)), activation="gelu_tanh")
+        np.testing.assert_allclose(cupy.asnumpy(y), expected, rtol=2e-3, atol=2e-3)
+    assert taken == ["GELU"]
+
+
+@pytest.mark.parametrize("op", ["linear", "mlp"])
+@pytest.mark.parametrize("name", epilogues.STEMS)
+def test_layouts(name, op, cupy, taken, rng):
+    """Rows far apart, transposed and expanded operands, elements apart: the same results, and what was given is as it was."""
+    args = checks.each(lambda a: cupy.asarray(a.astype(np.float16)), checks.arguments(op, rng, (M,), (K, N, 8)))
+    dy = cupy.asarray(rng.standard_normal((M, 8 if op == "mlp" else N)).astype(np.float16))
+
+    def results(convert):
+        given, gradient = checks.each(convert, args), convert(dy)
+        before = checks.each(lambda a: a.copy(), given)
+        y = getattr(epilogue, op)(**given, activation=name)
+        grads = getattr(epilogue, f"{op}_backward")(gradient, **given, activation=name)
+        for now, then in zip(checks.leaves(given), checks.leaves(before), strict=True):
+            np.testing.assert_array_equal(cupy.asnumpy(now), cupy.asnumpy(then))
+        return [cupy.asnumpy(a).astype(np.float64) for a in (y, *checks.leaves(tuple(grads[:-1])))]
+
+    def padded(array):
+        wide = cupy.asarray(np.full([size + 8 for size in array.shape], np.nan, np.float16))
+        view = wide[tuple(slice(0, size) for size in array.shape)]
+        view[...] = array
+        return view
+
+    def apart(array):
+        wide = cupy.asarray(np.full([2 * size for size in array.shape], np.nan, np.float16))
+        view = wide[tuple(slice(0, None, 2) for _ in array.shape)]
+        view[...] = array
+        return view
+
+    expected = results(lambda array: array)
+    for convert in (padded, apart, lambda array: array.T.copy().T, lambda array: padded(array.T).T):
+        for found, wanted in zip(results(convert), expected, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=4e-3, atol=4e-3 * max(1.0, abs(wanted).max()))
+
+
+@pytest.mark.parametrize("sizes", [(0, N, K), (M, 0, K), (M, N, 0)])
+def test_empty(sizes, cupy, taken, rng):
+    m, n, k = sizes
+    x, weight, bias = draw(cupy, rng, (m, k), (n, k), n)
+    y = cupy.asnumpy(epilogue.linear(x, weight, bias, activation="relu"))
+    np.testing.assert_array_equal(y, np.broadcast_to(np.maximum(cupy.asnumpy(bias), 0), (m, n)) if k == 0 else y)
+    assert y.shape == (m, n)
+    assert not taken
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_wider_arrays_are_the_kernels(dtype, cupy, taken, rng):
+    x, weight = (cupy.asarray(rng.standard_normal(shape).astype(dtype)) for shape in ((M, K), (N, K)))
+    epilogue.linear(x, weight, activation="relu")
+    assert not taken
+    assert not epilogues.served(arrays._library(), x, ACTIVATIONS["relu"], False)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "expected"),
+    [
+        ((3, 5), (5, 1), (5, True)),
+        ((3, 5), (9, 1), (9, True)),
+        ((3, 5), (1, 3), (3, False)),
+        ((3, 5), (1, 4), (4, False)),
+        ((1, 5), (0, 1), (5, True)),
+        ((3, 1), (1, 0), (3, False)),
+        ((3, 5), (0, 1), None),  # a row given again and again
+        ((3, 5), (10, 2), None),
+        ((3, 5), (0, 0), None),
+    ],
+)
+def test_how_a_matrix_is_stored(shape, strides, expected):
+    assert cublaslt.stored(shape, strides) == expected
+
+
+def test_an_address_of_the_same_alignment():
+    product = cublaslt.Product("BIAS", "float16", *(cublaslt.Matrix(p, 8, 8, 8, True) for p in (4096, 4098, 48)), 8, 0)
+    aligned = cublaslt._aligned(product)
+    assert [matrix.pointer for matrix in aligned[2:5]] == [256, 2, 16]
+    assert (aligned.bias, aligned.aux) == (8, 0)
+
+
+def test_the_names_are_nvmath_pythons(nvmath):
+    """The package itself, which needs no GPU for this: attributes have the sizes and epilogues the numbers that the stand-in has."""
+    if GPU:
+        pytest.skip("the other tests call it")
+    for name in [name for name in sys.modules if name.split(".")[0] == "nvmath"]:
+        del sys.modules[name]
+    lt = pytest.importorskip("nvmath.bindings").cublasLt
+    for name in nvmath.NAMES:
+        assert hasattr(lt, name)
+    for kind in (nvmath.Epilogue, nvmath.MatmulDescAttribute, nvmath.MatmulPreferenceAttribute):
+        for member in kind:
+            assert getattr(lt, kind.__name__)[member.name] == member.value
+    for attribute, size in nvmath.SIZES[nvmath.MatmulDescAttribute].items():
+        assert np.dtype(lt.get_matmul_desc_attribute_dtype(attribute)).itemsize == size
+    for attribute, size in nvmath.SIZES[nvmath.MatmulPreferenceAttribute].items():
+        assert np.dtype(lt.get_matmul_preference_attribute_dtype(attribute)).itemsize == size
+    assert lt.matmul_heuristic_result_dtype == nvmath.matmul_heuristic_result_dtype
