@@ -42,6 +42,7 @@ def cupy(monkeypatch):
         pytest.skip("no GPU, and no C++ compiler to build the kernels for the host")
     module = standin().module()
     monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setitem(sys.modules, "nvmath", None)  # installed or not
     monkeypatch.setattr(tensors, "TORCH", tensors.TORCH._replace(on_device=contextlib.nullcontext))
     forget()
     yield module
@@ -61,16 +62,21 @@ def device(cupy):
 
 
 @pytest.fixture
-def nvmath(cupy, monkeypatch):
+def bindings():
+    """The stand-in for nvmath-python's bindings of cuBLASLt."""
+    return standin("standin_nvmath")
+
+
+@pytest.fixture
+def nvmath(cupy, bindings, monkeypatch):
     """nvmath-python where there is a GPU and it is installed, or its stand-in."""
     if GPU:
         yield pytest.importorskip("nvmath")
         return
-    module = standin("standin_nvmath")
-    for name, part in module.modules().items():
+    for name, part in bindings.modules().items():
         monkeypatch.setitem(sys.modules, name, part)
-    yield module
-    assert not module.alive
+    yield bindings
+    assert not bindings.alive
     forget()
 
 
