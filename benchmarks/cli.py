@@ -24,6 +24,7 @@ EXAMPLES = """examples:
   epilogue memory              the bytes that models' feed-forward blocks keep for backward: torch.nn, torch.compile, epilogue
   epilogue bench               time every operation against torch, torch.compile, cuBLAS and others, on a GPU
   epilogue bench --report DIR  tables of such results
+  epilogue bandwidth           hold the pointwise kernels against a copy of as many bytes, on a GPU
   epilogue training            a training step of two small language models, torch.nn and epilogue, eager and compiled
   epilogue gpu-run             on a machine with a GPU: tests, benchmarks, tuning, the most valuable first, results in one folder
 """
@@ -90,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_memory(commands)
     _add_tune(commands)
     _add_bench(commands)
+    _add_bandwidth(commands)
     _add_training(commands)
     _add_gpu_run(commands)
     return parser
@@ -208,6 +210,18 @@ def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     bench.add_argument("--report", type=Path, metavar="DIR", help="time nothing, make tables of the results in DIR")
     bench.add_argument("--readme", type=Path, metavar="FILE", help="put the report into this README's part about speed")
     bench.set_defaults(command=run.bench)
+
+
+def _add_bandwidth(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    bandwidth = commands.add_parser(
+        "bandwidth",
+        help="the pointwise kernels against a copy of as many bytes",
+        description="Check the pointwise kernels of CuPy and Triton, forward and backward, against float64, then time them in turns with "
+        "a device-to-device copy that moves as many bytes. Exit status 1 where a result is wrong. Without a GPU: list what would be "
+        "measured.",
+    )
+    bandwidth.add_argument("--json", type=Path, metavar="FILE", help="write the result to FILE, again after each case")
+    bandwidth.set_defaults(command=run.bandwidth)
 
 
 def _add_training(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -112,6 +112,13 @@ def _bench_report(directory: Path, readme: Path | None, plots: bool) -> int:
     return bench_report.main(directory, readme, plots)
 
 
+def bandwidth(args: argparse.Namespace) -> int:
+    _need("bandwidth", "bench", {"tqdm": "tqdm"})
+    from epilogue.benchmarks import bandwidth
+
+    return bandwidth.main(args.json)
+
+
 def training(args: argparse.Namespace) -> int:
     _need("training", "bench", {"tqdm": "tqdm"})
     from epilogue.benchmarks import training

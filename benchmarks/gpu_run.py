@@ -56,6 +56,7 @@ def steps(out: Path) -> list[Step]:
         Step("tests", 15, (*pytest, "-n", "logical"), ("tests",)),
         Step("bench-smoke", 5, (*epilogue, "bench", "--suite", "smoke", *results)),
         Step("bench-headline", 14, (*epilogue, "bench", "--suite", "headline", *results)),
+        Step("bandwidth", 4, (*epilogue, "bandwidth", "--json", str(out / "bandwidth.json"))),
         Step("memcheck", 10, (*sanitizer, "memcheck", *pytest, "-q", EDGES), sanitized),
         Step("racecheck", 10, (*sanitizer, "racecheck", *pytest, "-q", EDGES, "-k", "config"), sanitized),
         Step(

@@ -40,7 +40,7 @@ def test_the_package_runs_as_a_module(tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "fuse-report", "doctor", "host-cost", "audit", "memory", "bench", "training", "gpu-run"],
+    ["demo", "fuse-report", "doctor", "host-cost", "audit", "memory", "bench", "bandwidth", "training", "gpu-run"],
 )
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -69,6 +69,8 @@ def test_a_missing_extra_is_named(lacks):
         cli.main(["audit"])
     with pytest.raises(SystemExit, match=r'epilogue bench: tqdm not installed; pip install "epilogue\[bench\]"'):
         cli.main(["bench"])
+    with pytest.raises(SystemExit, match=r'epilogue bandwidth: tqdm not installed; pip install "epilogue\[bench\]"'):
+        cli.main(["bandwidth"])
 
 
 def test_the_interpreter_needs_triton(lacks):

@@ -134,7 +134,7 @@ def test_the_commands_are_understood(tmp_path):
         if step.command[:3] == (sys.executable, "-m", "epilogue"):
             parser.parse_args([word.replace("{minutes}", "5") for word in step.command[3:]])
             understood.add(step.command[3])
-    assert understood == {"doctor", "bench", "tune", "training", "host-cost", "memory", "demo"}
+    assert understood == {"doctor", "bench", "bandwidth", "tune", "training", "host-cost", "memory", "demo"}
 
 
 @pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "many"])

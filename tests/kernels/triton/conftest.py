@@ -14,6 +14,7 @@ torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN, so that
 collect_ignore = ["test_launches.py", "test_offline.py"] if INTERPRET else []
 if not INTERPRET and not torch.cuda.is_available():
     collect_ignore += [
+        "test_bandwidth.py",
         "test_kernels.py",
         "test_edges.py",
         "test_autograd.py",
