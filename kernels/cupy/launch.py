@@ -13,8 +13,7 @@ from .source import source
 WIDTH = 8
 """Columns of a thread, as in pointwise.cu."""
 BLOCK = 256
-THREADS = 2**17
-"""About as many as the largest chips run at a time; further rows are a thread's next ones. The same everywhere: the order of a sum too."""
+"""Threads of a block."""
 
 
 class Library(NamedTuple):
@@ -85,18 +84,24 @@ def backward(
     m, n = dy.shape
     gated = z.up is not None
     dy = library.dense_rows(dy)
-    grid, block = _geometry(m, n)
-    partial = grid[0] * block[1] if m and n else 0
     width = 2 * n if gated else n
-    dbias = library.empty(dy, (partial, width), True) if bias else None
-    dparam = library.empty(dy, (partial, n), True) if param else None
+
+    def sums(rows: int) -> tuple[Any, Any]:
+        """What each row of threads adds up."""
+        return tuple(
+            library.empty(dy, (rows, each), True) if wanted else None for each, wanted in ((width, bias), (n, param))
+        )
+
+    dbias, dparam = sums(0)
     if m and n:
         kernel = _kernel("act_bwd", dy, z, act, values, formulas(act, values, kept))
         matrices = (dy, z.z, z.up, into.dz, into.dup, into.h)
-        sums = (None if dbias is None else dbias[:, :n], dbias[:, n:] if dbias is not None and gated else None, dparam)
-        operands = (dy, z.z, z.up, z.bias, z.up_bias, signs, into.dz, into.dup, into.h, *sums)
         strides = (0 if t is None else library.strides(t)[0] for t in (dy, z.z, into.dz))
         with library.on_device(dy):
+            (rows, _), (_, down) = _geometry(kernel, m, n)
+            dbias, dparam = sums(rows * down)
+            dup_bias = dbias[:, n:] if bias and gated else None
+            operands = (dy, *z, signs, into.dz, into.dup, into.h, dbias, dup_bias, dparam)
             _launch(library, kernel, dy, operands, dropout, (m, n, *strides, width), matrices, values)
     return into._replace(
         dbias=dbias if dbias is None else dbias.sum(0), dparam=dparam if dparam is None else dparam.sum(0)
@@ -109,11 +114,10 @@ def mask(library: Library, factors: Any, dropout: tuple) -> None:
     if m and n:
         identity = ACTIVATIONS["identity"]
         kernel = _kernel("dropout_mask", factors, Matrices(factors), identity, (), {"value": identity.value})
-        grid, block = _geometry(m, n)
         seed, threshold, scale = dropout
         arguments = (np.uint64(library.pointer(seed)), np.int64(threshold), np.float32(scale), np.int64(m), np.int64(n))
         with library.on_device(factors):
-            kernel(grid, block, (np.uint64(library.pointer(factors)), *arguments))
+            kernel(*_geometry(kernel, m, n), (np.uint64(library.pointer(factors)), *arguments))
 
 
 def _launch(library: Library, kernel, like, operands, dropout, sizes, matrices, values: tuple) -> None:
@@ -131,7 +135,7 @@ def _launch(library: Library, kernel, like, operands, dropout, sizes, matrices, 
         one = array is None or array.ndim == 0 or array.shape[0] == 1
         params += [_pointer(library, array), np.int64(not one), real(value if array is None else 0.0)]
     kernel(
-        *_geometry(*sizes[:2]),
+        *_geometry(kernel, *sizes[:2]),
         (
             *(_pointer(library, operand) for operand in (*operands, seed)), np.int64(threshold), real(scale),
             *map(np.int64, sizes), np.int64(vector), *params,
@@ -143,14 +147,31 @@ def _pointer(library: Library, array: Any) -> np.uint64:
     return np.uint64(0 if array is None else library.pointer(array))
 
 
-def _geometry(m: int, n: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(grid, block): threads along the columns' groups in x, along the rows in y; the grid the other way round, since rows are many."""
+def _geometry(kernel: Any, m: int, n: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(grid, block) for the current device: threads along the columns' groups in x, along the rows in y; the grid the other way round,
+    since rows are many. No more blocks than run at a time: further rows are a thread's next ones, and its sums are few.
+    """
     groups = -(-n // WIDTH)
     across = min(32, 1 << max(groups - 1, 0).bit_length())
     down = BLOCK // across
     columns = max(1, min(-(-groups // across), 2**16 - 1))
-    rows = max(1, min(-(-m // down), THREADS // (columns * BLOCK)))
+    rows = max(1, min(-(-m // down), _blocks(kernel) // columns))
     return (rows, columns), (across, down)
+
+
+def _blocks(kernel: Any) -> int:
+    """As many of the kernel's as the current device runs at a time."""
+    import cupy
+
+    return _blocks_on(kernel, cupy.cuda.runtime.getDevice())
+
+
+@functools.cache
+def _blocks_on(kernel: Any, device: int) -> int:
+    import cupy
+
+    at_a_time = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(kernel.kernel.ptr, BLOCK, 0)
+    return at_a_time * cupy.cuda.Device(device).attributes["MultiProcessorCount"]
 
 
 def dtype_of(array: Any) -> str:

@@ -34,7 +34,7 @@ typedef T Z;
 #define PACK(E) (16 / (int)sizeof(E))
 #define EACH_COLUMN _Pragma("unroll") for (int i = 0; i < WIDTH; i++)
 
-// The primitives of vocabulary.py.
+// The primitives of vocabulary.py, and what approximations.py makes those for results of 16 bits of.
 
 INLINE real absolute_(real x) { return MATH(fabs)(x); }
 INLINE real exp_(real x) { return MATH(exp)(x); }
@@ -48,6 +48,26 @@ INLINE real reciprocal_(real x) { return (real)1 / x; }
 INLINE real sigmoid_(real x) { return (real)1 / ((real)1 + MATH(exp)(-x)); }
 INLINE real sqrt_(real x) { return MATH(sqrt)(x); }
 INLINE real tanh_(real x) { return MATH(tanh)(x); }
+
+#ifdef __CUDACC__
+INLINE float exp2_approx_(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+INLINE float log2_approx_(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+INLINE float reciprocal_approx_(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+#endif
 
 INLINE real value(real REALS);
 #ifdef BACKWARD
@@ -63,8 +83,8 @@ INLINE real grad_param(real REALS);
 // A parameter in a column: of an array (stride 0 or 1), or a number.
 INLINE real parameter(const real* array, offset stride, real number, offset col) { return array ? array[col * stride] : number; }
 
-// Storage: float16 by the instructions that every chip has (its header is not always where NVRTC looks), bfloat16 by its bits; both
-// round to nearest even.
+// Storage: float16 by the instructions that every chip has (its header is not always where NVRTC looks), bfloat16 by its bits where its
+// instruction is not, before sm_80; both round to nearest even.
 
 #ifdef __CUDACC__
 INLINE float half_to_float(unsigned short x) {
@@ -93,6 +113,10 @@ INLINE real widened(unsigned short x) {
 INLINE T rounded(real x) {
 #if defined(HALF)
   return float_to_half(x);
+#elif defined(BFLOAT16) && __CUDA_ARCH__ >= 800
+  T y;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y) : "f"(x));
+  return y;
 #elif defined(BFLOAT16)
   const unsigned bits = __float_as_uint(x);
   return x != x ? 0x7FFF : (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;

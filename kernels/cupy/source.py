@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..approximations import APPROXIMATIONS, FAST
 from ..vocabulary import NUMPY, PRIMITIVES, bind
 
 STORED = {"float16": "HALF", "bfloat16": "BFLOAT16", "float32": "SINGLE", "float64": "DOUBLE"}
@@ -65,16 +66,21 @@ def _primitive(name: str) -> Callable[..., Any]:
 
 
 PRINTING: dict[str, Any] = {
-    **{name: _primitive(name) for name in PRIMITIVES},
+    **{name: _primitive(name) for name in (*PRIMITIVES, *APPROXIMATIONS)},
     "where": lambda condition, a, b: _written("{} ? {} : {}", condition, a, b),
 }
 
 
-def function(name: str, formula: Callable) -> str:
-    """The formula as a C function of that name: `real` arguments, `real` result."""
+def vocabulary(dtype: str) -> dict[str, Any]:
+    """The printing primitives for results of that dtype: the fast forms of 16 bits write themselves out."""
+    return {**PRINTING, **{name: bind(primitive, PRINTING) for name, primitive in FAST.get(dtype, {}).items()}}
+
+
+def function(name: str, formula: Callable, dtype: str = "float32") -> str:
+    """The formula for results of that dtype as a C function of that name: `real` arguments, `real` result."""
     statements: list[str] = []
     count = formula.__code__.co_argcount
-    result = bind(formula, PRINTING)(*(Value(f"x{i}", statements) for i in range(count)))
+    result = bind(formula, vocabulary(dtype))(*(Value(f"x{i}", statements) for i in range(count)))
     body = "".join(f"  {statement}\n" for statement in statements)
     arguments = ", ".join(f"real x{i}" for i in range(count))
     return f"INLINE real {name}({arguments}) {{\n{body}  return {_text(result)};\n}}\n"
@@ -101,6 +107,6 @@ def source(
             f"#define PARAMETERS {parameters}",
             f"#define VALUES(col) {values}",
             Path(__file__).with_name("pointwise.cu").read_text(encoding="ascii"),
-            *(function(name, formula) for name, formula in formulas.items() if formula),
+            *(function(name, formula, dtype) for name, formula in formulas.items() if formula),
         ]
     )

@@ -1,8 +1,7 @@
 """The primitives of `epilogue.vocabulary` as jitted functions, and formulas bound to them.
 
 float32 in, float32 out. Compiled, tanh, expm1, log1p and Φ are libdevice's; the interpreter has neither libdevice nor PTX, so there they
-are written out in `tl`. For results that will be rounded to 16 bits some have a fast form, cheap enough for a product's epilogue: their
-largest errors are stated in units of that type's last place (ulp), of which rounding alone takes a half.
+are written out in `tl`. For results that will be rounded to 16 bits some have a fast form (approximations.py).
 """
 
 import functools
@@ -14,6 +13,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
+from ..approximations import APPROXIMATIONS, FAST
 from ..vocabulary import PRIMITIVES, bind
 from . import INTERPRET
 
@@ -106,7 +106,6 @@ def where(condition, a, b):
 
 @triton.jit
 def exp2_approx(x):
-    """2ˣ by ex2.approx.ftz: relative error 2⁻²², results below 2⁻¹²⁶ are 0. Without ftz the same costs three more instructions."""
     if INTERPRETED:
         return tl.exp2(x)
     else:
@@ -117,7 +116,6 @@ def exp2_approx(x):
 
 @triton.jit
 def log2_approx(x):
-    """log₂ x by lg2.approx.ftz: absolute error 2⁻²² for x in [0.5, 2], elsewhere relative error 2⁻²²."""
     if INTERPRETED:
         return tl.log2(x)
     else:
@@ -126,38 +124,8 @@ def log2_approx(x):
         )
 
 
-# The fast forms. Stated are the errors after rounding, the largest over all finite values of that type as inputs.
-# Results below 2⁻¹²⁶, the smallest normal number of bfloat16 and float32, may be 0.
-
-
 @triton.jit
-def fast_exp(x):
-    """2^(x log₂ e). 0.50 ulp of bfloat16, 0.50 ulp of float16."""
-    return exp2_approx(x * 1.4426950408889634)
-
-
-@triton.jit
-def fast_expm1(x):
-    """x + x²/2 for |x| < 2⁻⁶, else 2^(x log₂ e) - 1. 0.50 ulp of bfloat16, 0.58 ulp of float16."""
-    return tl.where(tl.abs(x) < 0.015625, x * (1.0 + 0.5 * x), fast_exp(x) - 1.0)
-
-
-@triton.jit
-def fast_log1p(x):
-    """ln 2 · log₂(1 + x), for |x| < 2⁻⁷ x - x²/2. 0.50 ulp of bfloat16, 0.54 ulp of float16.
-
-    The factor ln 2 comes last, where it fuses with an addition that follows.
-    """
-    series = x * (1.4426950408889634 - 0.7213475204444817 * x)
-    return 0.6931471805599453 * tl.where(tl.abs(x) < 0.0078125, series, log2_approx(1.0 + x))
-
-
-@triton.jit
-def fast_reciprocal(x):
-    """1 / x by rcp.approx.ftz, relative error 2⁻²³ before rounding. 0.50 ulp of bfloat16, 0.50 ulp of float16.
-
-    Inputs below 2⁻¹²⁶ count as 0. As an operator, division is right up to 2¹²⁸ and takes up to seven instructions more.
-    """
+def reciprocal_approx(x):
     if INTERPRETED:
         return 1.0 / x
     else:
@@ -166,55 +134,24 @@ def fast_reciprocal(x):
         )
 
 
-@triton.jit
-def fast_sigmoid(x):
-    """1 / (1 + 2^(-x log₂ e)). 0.50 ulp of bfloat16, 0.50 ulp of float16."""
-    return fast_reciprocal(1.0 + exp2_approx(x * -1.4426950408889634))
-
-
-@triton.jit
-def fast_tanh(x):
-    """x - x³/3 for |x| < 1/16, else 1 - 2 / (1 + e²ˣ). 0.50 ulp of bfloat16, 0.50 ulp of float16.
-
-    Its absolute error, 3e-7, is what tanhshrink needs; tanh.approx would be one instruction with a relative error of 2⁻¹¹.
-    """
-    tail = 1.0 - 2.0 * fast_reciprocal(1.0 + exp2_approx(x * 2.8853900817779268))
-    return tl.where(tl.abs(x) < 0.0625, x * (1.0 - 0.3333333333333333 * (x * x)), tail)
-
-
-# Φ(-|x|) = 2^G(|x|), Φ(x) = 1 - Φ(-x). G is the polynomial with the smallest largest relative error of 2^G (Remez's exchange, or linear
-# programming over a grid). As 1 / (1 + 2^(x P(|x|))) the same degree is ten times less accurate and has a reciprocal more.
-# The leading coefficients are negative, so that 2^G is 0 beyond the fit without a clamp.
-
-
-@triton.jit
-def bfloat16_normal_cdf(x):
-    """Φ(x), fitted on [0, 12.98], where Φ(-x) reaches 2⁻¹²⁶: relative error 5.2e-4. 0.62 ulp of bfloat16."""
-    a = tl.abs(x)
-    g = 5.556616e-03 + a * (-4.311288e-04 + a * (1.859811e-05 + a * -3.382239e-07))
-    q = exp2_approx(-1.000724 + a * (-1.143460 + a * (-0.4721826 + a * (-0.04481225 + a * g))))
-    return tl.where(x < 0.0, q, 1.0 - q)
-
-
-@triton.jit
-def float16_normal_cdf(x):
-    """Φ(x), fitted on [0, 5.6]: error 6e-5 relative to the larger of Φ(-|x|) and 2⁻¹⁴, float16's smallest normal. 0.62 ulp of float16."""
-    a = tl.abs(x)
-    g = -0.04912681 + a * (6.097592e-03 + a * -3.488934e-04)
-    q = exp2_approx(-1.000083 + a * (-1.149709 + a * (-0.4629449 + a * g)))
-    return tl.where(x < 0.0, q, 1.0 - q)
-
-
 # The interpreter looks `tl` up in a function's globals.
 EXACT: dict[str, Any] = {**{name: globals()[name] for name in PRIMITIVES}, "tl": tl}
-_FAST: dict[str, Any] = {
-    **EXACT, "exp": fast_exp, "expm1": fast_expm1, "log1p": fast_log1p, "reciprocal": fast_reciprocal,
-    "sigmoid": fast_sigmoid, "tanh": fast_tanh,
-}  # fmt: skip
+_GLOBALS = {**EXACT, **{name: globals()[name] for name in APPROXIMATIONS}}
+
+
+def _fast(dtype: str) -> dict[str, Any]:
+    return {name: _jitted(primitive) for name, primitive in FAST[dtype].items()}
+
+
+@functools.cache
+def _jitted(primitive: Callable) -> Any:
+    return triton.jit(bind(primitive, _GLOBALS))
+
+
 VOCABULARIES: dict[torch.dtype, dict[str, Any]] = {
     torch.float32: EXACT,
-    torch.bfloat16: {**_FAST, "normal_cdf": bfloat16_normal_cdf},
-    torch.float16: {**_FAST, "normal_cdf": float16_normal_cdf},
+    torch.bfloat16: {**EXACT, **_fast("bfloat16")},
+    torch.float16: {**EXACT, **_fast("float16")},
 }
 """By the dtype of the result."""
 

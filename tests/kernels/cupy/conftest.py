@@ -28,7 +28,7 @@ def forget() -> None:
     """What was found out of one CuPy does not hold for another."""
     for cached in (epilogue.cupy.missing, launch.compiled, arrays._library):
         cached.cache_clear()
-    for cached in (epilogues.refusal, cublaslt._handle, cublaslt._algorithm):
+    for cached in (epilogues.refusal, cublaslt._handle, cublaslt._algorithm, launch._blocks_on):
         cached.cache_clear()
 
 

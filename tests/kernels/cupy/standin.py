@@ -24,7 +24,7 @@ BEFORE = r"""
 #define FUNCTION(name) extern "C" double name(double); extern "C" float name##f(float);
 FUNCTION(fabs) FUNCTION(exp) FUNCTION(expm1) FUNCTION(log) FUNCTION(log1p) FUNCTION(erfc) FUNCTION(sqrt) FUNCTION(tanh)
 FUNCTION(nearbyint)
-extern "C" float ldexpf(float, int);
+extern "C" float ldexpf(float, int); extern "C" float exp2f(float); extern "C" float log2f(float);
 #define memcpy __builtin_memcpy
 #define __device__ static
 #define __forceinline__ inline
@@ -45,6 +45,9 @@ struct uint4 {
 };
 static inline float __uint_as_float(unsigned x) { float y; memcpy(&y, &x, 4); return y; }
 static inline unsigned __float_as_uint(float x) { unsigned y; memcpy(&y, &x, 4); return y; }
+static inline float exp2_approx_(float x) { return exp2f(x); }
+static inline float log2_approx_(float x) { return log2f(x); }
+static inline float reciprocal_approx_(float x) { return 1.0f / x; }
 static inline float half_to_float(unsigned short x) {
   const float magnitude = (x & 0x7C00) == 0x7C00 ? (x & 0x3FF ? __builtin_nanf("") : __builtin_inff())
       : (x & 0x7C00) ? ldexpf((x & 0x3FF) | 0x400, ((x >> 10) & 31) - 25) : ldexpf(x & 0x3FF, -24);
@@ -122,7 +125,17 @@ class RawModule:
     def get_function(self, name: str):
         library = built(self.code, name)
         library.signature.restype = ctypes.c_char_p
-        return functools.partial(launch, library)
+        return Kernel(library)
+
+
+class Kernel:
+    kernel = SimpleNamespace(ptr=1)
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+
+    def __call__(self, grid, block, arguments) -> None:
+        launch(self.library, grid, block, arguments)
 
 
 def launch(library, grid, block, arguments) -> None:
@@ -140,6 +153,8 @@ def launch(library, grid, block, arguments) -> None:
 
 
 class Device(contextlib.nullcontext):
+    attributes = {"MultiProcessorCount": 5}
+
     def __init__(self, number: int) -> None:
         super().__init__()
         self.id = number
@@ -228,6 +243,7 @@ def module() -> ModuleType:
         is_available=lambda: True,
         get_cublas_handle=lambda: 1,
         runtime=SimpleNamespace(is_hip=False, getDevice=lambda: 0, CUDA_R_16F=2, CUDA_R_16BF=14, CUDA_R_32F=0),
+        driver=SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=lambda kernel, block, shared: 3),
         get_current_stream=lambda: SimpleNamespace(ptr=0),
         cublas=SimpleNamespace(gemmEx=gemm, CUBLAS_COMPUTE_32F=68, CUBLAS_GEMM_DEFAULT=-1),
     )
