@@ -87,10 +87,10 @@ def backward(
     width = 2 * n if gated else n
 
     def sums(rows: int) -> tuple[Any, Any]:
-        """What each row of threads adds up."""
-        return tuple(
-            library.empty(dy, (rows, each), True) if wanted else None for each, wanted in ((width, bias), (n, param))
-        )
+        """What so many rows of threads add up."""
+        return library.empty(dy, (rows, width), True) if bias else None, library.empty(
+            dy, (rows, n), True
+        ) if param else None
 
     dbias, dparam = sums(0)
     if m and n:

@@ -153,11 +153,9 @@ def launch(library, grid, block, arguments) -> None:
 
 
 class Device(contextlib.nullcontext):
-    attributes = {"MultiProcessorCount": 5}
-
     def __init__(self, number: int) -> None:
         super().__init__()
-        self.id = number
+        self.id, self.attributes = number, {"MultiProcessorCount": 5}
 
     def __eq__(self, other) -> bool:
         return self.id == other.id

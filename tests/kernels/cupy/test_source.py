@@ -90,6 +90,23 @@ def test_a_printed_formula():
     assert "const real t0 = x0 > (real)0.0 ? x0 : (real)-2.0;" in function("value", _where)
 
 
+def test_fast_forms_write_themselves_out():
+    """For results in 16 bits; the vocabulary's own names stay for the others."""
+    assert function("value", ACTIVATIONS["sigmoid"].value, "bfloat16") == (
+        "INLINE real value(real x0) {\n"
+        "  const real t0 = x0 * (real)-1.4426950408889634;\n"
+        "  const real t1 = exp2_approx_(t0);\n"
+        "  const real t2 = (real)1.0 + t1;\n"
+        "  const real t3 = reciprocal_approx_(t2);\n"
+        "  return t3;\n"
+        "}\n"
+    )
+    assert "normal_cdf_" in function("value", ACTIVATIONS["gelu"].value, "float64")
+    narrow = [function("value", ACTIVATIONS["gelu"].value, dtype) for dtype in ("float16", "bfloat16")]
+    assert narrow[0] != narrow[1]
+    assert not any("normal_cdf_" in text for text in narrow)
+
+
 def _where(x):
     return where(x > 0.0, x, -2.0)
 
