@@ -1,10 +1,8 @@
 """The CuPy kernels run on a GPU where there is one, else the same source built for the host by a C++ compiler (standin.py)."""
 
 import contextlib
-import functools
-import importlib.util
+import importlib
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,16 +10,6 @@ import epilogue.cupy
 from epilogue.cupy import arrays, cublaslt, epilogues, launch, tensors
 
 GPU = epilogue.cupy.missing() is None
-
-
-@functools.cache
-def standin(name: str = "standin"):
-    """The module of that name beside this file, which needs what a machine with a GPU may not have."""
-    pytest.importorskip("ml_dtypes")
-    spec = importlib.util.spec_from_file_location(f"cupy_{name}", Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def forget() -> None:
@@ -38,9 +26,10 @@ def cupy(monkeypatch):
     if GPU:
         yield importlib.import_module("cupy")
         return
-    if standin().COMPILER is None:
+    standin = pytest.importorskip("standin")  # which needs ml_dtypes
+    if standin.COMPILER is None:
         pytest.skip("no GPU, and no C++ compiler to build the kernels for the host")
-    module = standin().module()
+    module = standin.module()
     monkeypatch.setitem(sys.modules, "cupy", module)
     monkeypatch.setitem(sys.modules, "nvmath", None)  # installed or not
     monkeypatch.setattr(tensors, "TORCH", tensors.TORCH._replace(on_device=contextlib.nullcontext))
@@ -64,7 +53,7 @@ def device(cupy):
 @pytest.fixture
 def bindings():
     """The stand-in for nvmath-python's bindings of cuBLASLt."""
-    return standin("standin_nvmath")
+    return pytest.importorskip("standin_nvmath")
 
 
 @pytest.fixture
