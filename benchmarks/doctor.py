@@ -13,16 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from epilogue import cupy, explain, linear, linear_backward, operands, triton
-from epilogue.backends import serving
+from epilogue.backends import chosen, serving
 from epilogue.benchmarks.report import driver, table
 from epilogue.cupy import cublaslt, epilogues
-from epilogue.explanation import describe
+from epilogue.explanation import ONE_WAY, describe
 from epilogue.triton import tuned
 from epilogue.triton.chips import CHIPS, Machine
 from epilogue.triton.chips import gpu as gpu_here
 
 KERNELS, INTERPRETED, EAGER = "Triton kernels", "Triton kernels, interpreted", "plain torch operations"
 CUPY = "CuPy kernels"
+RUN = {"triton": KERNELS, "cupy": CUPY, "eager": EAGER}
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in operands.DTYPES}
 
 
@@ -83,15 +84,19 @@ def _backend(x: Tensor) -> tuple[str, str]:
         return "nothing", str(error)
     if name == "triton" and x.is_cpu:
         return INTERPRETED, "TRITON_INTERPRET is set"
-    return {"triton": KERNELS, "cupy": CUPY, "eager": EAGER}[name], reason
+    return RUN[name], reason
 
 
 def _cuda_backend(dtype: torch.dtype, served: str) -> tuple[str, str]:
     if torch.cuda.is_available():
         return _backend(torch.empty(1, 1, device="cuda", dtype=dtype))
-    missing = triton.missing()
-    if missing or dtype not in operands.DTYPES:
-        return EAGER, f"{served if dtype not in operands.DTYPES else f'{missing}, {cupy.missing()}'}; no GPU here"
+    if dtype not in operands.DTYPES:
+        return EAGER, f"{served}; no GPU here"
+    choice, missing = chosen(), triton.missing()
+    if choice:
+        return RUN[choice[0]], f"{choice[1]}; no GPU here, though"
+    if missing:
+        return EAGER, f"{missing}, {cupy.missing()}; no GPU here"
     return KERNELS, "no GPU here, though"
 
 
@@ -105,11 +110,14 @@ EXAMPLES: tuple[tuple[str, int, int, int, dict[str, Any]], ...] = (
 
 def choices() -> str:
     """Where the choice between the fused kernels and cuBLAS comes from, and a few of them."""
-    gpu = None if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0) else "H200"
+    gpu = None if torch.cuda.is_available() else "H200"
     try:
         found = [explain(op, m, k, n, gpu=gpu, **options) for op, m, k, n, options in EXAMPLES]
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # Triton, or the backend that the environment chose, is not there
         return f"Which kernels a call would run cannot be told: {error}"
+    backend, because = found[0].backend, found[0].because
+    if backend in ONE_WAY:
+        return f"Every call runs {ONE_WAY[backend]}: {because}."
     rows = [("call, for example", "product", "taken", "microseconds")]
     for explanation in found:
         call = explanation.call

@@ -43,17 +43,22 @@ def _require(name: str, where: str) -> None:
         raise RuntimeError(f"{where}: {name!r} cannot run here: {missing}")
 
 
+def chosen() -> tuple[str, str] | None:
+    """(the backend that the user chose, that it was), or None."""
+    return (_chosen, f"{_chosen} was chosen") if _chosen else None
+
+
 def serving(x: Any, weight: Any) -> tuple[str, str]:
     """(the backend of a torch tensor x with this weight or pair of weights, why that one).
 
     RuntimeError where the environment chose one that cannot run.
     """
-    if _chosen == "eager":
-        return _chosen, "plain torch operations were chosen"
-    first = _chosen or "triton"
+    first, because = chosen() or ("triton", "this device and dtype are served")
+    if first == "eager":
+        return first, because
     refusal = _module(first).refusal(x, weight)
     if refusal is None:
-        return first, "it was chosen" if _chosen else "this device and dtype are served"
+        return first, because
     if _chosen and x.device.type == "cuda":
         _require(_chosen, "EPILOGUE_BACKEND")
     if _chosen or x.device.type != "cuda":

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import backends
 from .catalogue import Activation
 from .lookup import resolve_call
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 OPS = ("linear", "glu", "mlp", "gated_mlp")
 GATED = ("glu", "gated_mlp")
+ONE_WAY = {"cupy": "cuBLAS and pointwise CuPy kernels, or cuBLASLt's own epilogues", "eager": "plain torch operations"}
+"""What a call runs on the backends that choose nothing."""
 
 
 class Step(NamedTuple):
@@ -25,14 +28,18 @@ class Step(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """What `explain` found; as text, a line per way to compute each product."""
+    """What `explain` found; as text, a line per way to compute each product. The Triton backend alone has a choice, and so steps."""
 
     call: str
     gpu: str
     steps: list[Step]
+    backend: str
+    because: str
 
     def __str__(self) -> str:
         lines = [f"{self.call} on {self.gpu}"]
+        if self.backend in ONE_WAY:
+            lines.append(f"  {ONE_WAY[self.backend]}: {self.because}")
         for step in self.steps:
             best = step.candidates[0].microseconds
             for i, (choice, microseconds, measured) in enumerate(step.candidates):
@@ -54,14 +61,16 @@ def explain(
     sheets; by default the one that is here. Operands are taken to be aligned to 16 bytes where their sizes allow it.
 
     The products that are cuBLAS's in any case (dx, dW, down) are not shown. Times are microseconds, measured where `epilogue tune` was at
-    work on this machine, else predicted by a model of the chip. ValueError for what is not served.
+    work on this machine, else predicted by a model of the chip. Where such a call runs the CuPy kernels or plain torch operations, by
+    `epilogue.backend`, EPILOGUE_BACKEND or for want of Triton or a newer GPU, there are no steps but the reason. ValueError for what no
+    kernel serves, RuntimeError where the backend that the environment chose cannot run.
 
     >>> print(explain("linear", 8192, 4096, 14336, activation="gelu", gpu="H200"))
     """
     import torch
 
     from .operands import DTYPES
-    from .triton import dispatch
+    from .triton import chips, dispatch
 
     if op not in OPS:
         raise ValueError(f"explain: op must be one of {', '.join(OPS)}; got {op!r}")
@@ -73,12 +82,17 @@ def explain(
         served = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise ValueError(f"explain: dtype must be one of {served}; got {dtype!r}, which runs plain torch operations")
     dropout = dropout and training and op.endswith("mlp")
-    chip = _chip(gpu)
-    found = problems(op, m, k, n, act, values, dtype, training, dropout, chip)
-    steps = [Step(step, problem, dispatch.candidates(problem, chip)) for step, problem in found.items()]
+    backend, because = _backend(gpu, dtype)
     sizes = f"{m} x {k} -> {n}" + f" -> {k}" * op.endswith("mlp")
     how = ("training" if training else "inference") + ", dropout" * dropout
-    return Explanation(f"{op}, {sizes}, {act.name}, {str(dtype).removeprefix('torch.')}, {how}", chip.name, steps)
+    call = f"{op}, {sizes}, {act.name}, {str(dtype).removeprefix('torch.')}, {how}"
+    if backend != "triton":
+        name = chips.CHIPS[gpu].name if gpu else torch.cuda.get_device_name()
+        return Explanation(call, name, [], backend, because)
+    chip = chips.CHIPS[gpu] if gpu else chips.gpu(torch.cuda.current_device())
+    found = problems(op, m, k, n, act, values, dtype, training, dropout, chip)
+    steps = [Step(step, problem, dispatch.candidates(problem, chip)) for step, problem in found.items()]
+    return Explanation(call, chip.name, steps, backend, because)
 
 
 def activation_of(op: str, activation: Any, params: dict[str, Any]) -> tuple[Activation, tuple]:
@@ -116,7 +130,8 @@ def describe(choice: "Choice") -> str:
     return f"fused, tiles {tile}" + (" by descriptors" if choice.tma else "")
 
 
-def _chip(gpu: str | None) -> "Machine":
+def _backend(gpu: str | None, dtype: "torch.dtype") -> tuple[str, str]:
+    """(the backend of tensors of that dtype, why that one). Of a GPU that is not here: what was chosen, or Triton."""
     import torch
 
     from .triton import chips
@@ -124,10 +139,8 @@ def _chip(gpu: str | None) -> "Machine":
     if gpu is not None:
         if gpu not in chips.CHIPS:
             raise ValueError(f"explain: gpu must be one of {', '.join(chips.CHIPS)}, or None for this one; got {gpu!r}")
-        return chips.CHIPS[gpu]
+        return backends.chosen() or ("triton", "it comes first")
     if not torch.cuda.is_available():
         raise ValueError('explain: there is no GPU here; name one, such as gpu="H100"')
-    found = chips.gpu(torch.cuda.current_device())
-    if found.capability < 80:
-        raise ValueError(f"explain: {found.name} is older than compute capability 8.0 and runs plain torch operations")
-    return found
+    x = torch.empty(1, 1, dtype=dtype, device="cuda")
+    return backends.serving(x, x)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import epilogue
 from epilogue import cupy, triton
 from epilogue.benchmarks import doctor
 from epilogue.benchmarks.report import table, versions
@@ -54,6 +55,14 @@ def test_what_the_choice_of_a_kernel_rests_on():
     assert ("an NVIDIA H200, which is not here" in printed) != torch.cuda.is_available()
     assert "cuBLAS and a pointwise kernel" in printed  # IEEE float32
     assert printed.count("gated_mlp, 8192 x 4096 -> 14336 -> 4096, silu, bfloat16, training") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it asks for the GPU that is here")
+def test_a_backend_without_a_choice():
+    with epilogue.backend("eager"):
+        assert doctor.choices() == "Every call runs plain torch operations: eager was chosen."
+        row = ("torch.Tensor, CUDA, float16", "plain torch operations", "eager was chosen; no GPU here, though")
+        assert row in doctor.backends()
 
 
 @pytest.mark.parametrize("path", ["somewhere/tuned.json", None])

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import epilogue
+from epilogue import backends
+from epilogue.cupy import tensors
 from epilogue.triton.configs import DACT, DROPPED, GLU, LINEAR
 
 
@@ -68,3 +70,39 @@ def test_what_is_refused(call, message):
 def test_without_a_gpu_one_is_named():
     with pytest.raises(ValueError, match='there is no GPU here; name one, such as gpu="H100"'):
         epilogue.explain("linear", 64, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("backend", "line"),
+    [
+        ("cupy", "  cuBLAS and pointwise CuPy kernels, or cuBLASLt's own epilogues: cupy was chosen"),
+        ("eager", "  plain torch operations: eager was chosen"),
+    ],
+)
+def test_the_backend_that_was_chosen(backend, line, monkeypatch):
+    monkeypatch.setattr(tensors, "missing", lambda: None)
+    triton = epilogue.explain("mlp", 8, 64, 128, training=True, gpu="H100")
+    with epilogue.backend(backend):
+        found = epilogue.explain("mlp", 8, 64, 128, training=True, gpu="H100")
+    head, said = str(found).splitlines()
+    assert head == "mlp, 8 x 64 -> 128 -> 64, gelu, bfloat16, training on NVIDIA H100 80GB HBM3"
+    assert said == line
+    assert found.steps == []
+    with epilogue.backend("triton"):
+        assert epilogue.explain("mlp", 8, 64, 128, training=True, gpu="H100").steps == triton.steps != []
+
+
+def test_what_serves_the_gpu_that_is_here(monkeypatch):
+    """The same answer as a call gets: an old GPU, or no Triton."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
+    monkeypatch.setattr(torch, "empty", lambda *size, dtype, device: (dtype, device))
+    reason = "the GPU is older than compute capability 8.0"
+    monkeypatch.setattr(backends, "serving", lambda x, weight: asked.append(x) or ("cupy", reason))
+    found = epilogue.explain("linear", 8, 64, 128, dtype="float16")
+    assert str(found) == (
+        "linear, 8 x 64 -> 128, gelu, float16, inference on Tesla V100\n"
+        "  cuBLAS and pointwise CuPy kernels, or cuBLASLt's own epilogues: the GPU is older than compute capability 8.0"
+    )
+    assert asked == [(torch.float16, "cuda")]

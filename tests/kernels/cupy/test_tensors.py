@@ -32,7 +32,7 @@ def fused(op, args, entry, values, **options):
     name, (x, *rest) = op.split()[0], args.values()
     if x.is_cuda:
         with epilogue.backend("cupy"):
-            assert epilogue.backends.serving(x, x) == ("cupy", "it was chosen")
+            assert epilogue.backends.serving(x, x) == ("cupy", "cupy was chosen")
             training = {"training": True} if "dropout_p" in options else {}
             return getattr(epilogue, name)(**args, activation=entry, **keywords(entry, values), **options, **training)
     act, values = resolve_call(name, entry, keywords(entry, values), "gl" in name or "gated" in name)
