@@ -129,11 +129,13 @@ def _launch(library: Library, kernel, like, operands, dropout, sizes, matrices, 
         if t is not None
     )
     seed, threshold, scale = dropout or (None, 0, 0.0)
-    params: list[Any] = []
     arrays = [None if isinstance(value, float) else library.real(value, like) for value in values]
+    params: list[Any] = []
     for value, array in zip(values, arrays, strict=True):
-        one = array is None or array.ndim == 0 or array.shape[0] == 1
-        params += [_pointer(library, array), np.int64(not one), real(value if array is None else 0.0)]
+        if array is None:
+            params.append(real(value))
+        else:
+            params += [_pointer(library, array), np.int64(array.ndim > 0 and array.shape[0] > 1)]
     kernel(
         *_geometry(kernel, *sizes[:2]),
         (
@@ -181,7 +183,8 @@ def dtype_of(array: Any) -> str:
 def _kernel(name: str, like: Any, z: Matrices, act: Activation, values: tuple, functions: dict[str, Any]) -> Any:
     pair = act.arity == 2 and act.gate is None
     wide = z.z is not None and z.z.dtype != like.dtype
-    return compiled(source(dtype_of(like), wide, len(values), z.up is not None and not pair, pair, **functions), name)
+    arrays = tuple(not isinstance(value, float) for value in values)
+    return compiled(source(dtype_of(like), wide, arrays, z.up is not None and not pair, pair, **functions), name)
 
 
 @functools.cache

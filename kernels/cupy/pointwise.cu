@@ -4,7 +4,8 @@
 //   HALF, BFLOAT16, SINGLE or DOUBLE   how the arrays are stored; WIDE: what was kept in the kernels' arithmetic
 //   GATED or PAIR                      y = value(z) * up, or y = value(z, up); neither: y = value(z)
 //   BACKWARD, LEARNED                  the derivative kernel, and with it the gradient of the parameter that is an array
-//   REALS, PARAMETERS, VALUES(col)     the activation's parameters: in a formula's declaration, in a kernel's, and their values
+//   REALS, PARAMETERS                  the activation's parameters in a formula's declaration and in a kernel's
+//   LOAD_PARAMETERS, VALUES            load those that are arrays, for a group of columns; the values of all in its column `i`
 // and behind it the formulas `value`, and in backward `grad`, `grad_up` (of a pair) and `grad_param` (LEARNED).
 //
 // A thread takes WIDTH neighbouring columns of every n-th row: a byte of signs, two draws of Philox, 16-byte vectors in every dtype.
@@ -80,9 +81,6 @@ INLINE real grad_param(real REALS);
 #endif
 #endif
 
-// A parameter in a column: of an array (stride 0 or 1), or a number.
-INLINE real parameter(const real* array, offset stride, real number, offset col) { return array ? array[col * stride] : number; }
-
 // Storage: float16 by the instructions that every chip has (its header is not always where NVRTC looks), bfloat16 by its bits where its
 // instruction is not, before sm_80; both round to nearest even.
 
@@ -155,6 +153,11 @@ INLINE void store(T* p, int count, bool vector, const real* x) {
   }
 }
 
+// A parameter that is an array, of one element (stride 0) or one per column, in the WIDTH columns from col on.
+INLINE void load_parameter(const real* array, offset stride, offset col, int count, real* x) {
+  EACH_COLUMN x[i] = i < count ? array[(col + i) * stride] : (real)0;
+}
+
 // z += bias, where there is one.
 INLINE void add_bias(const real* bias, real* z) { EACH_COLUMN z[i] += bias[i]; }
 
@@ -185,21 +188,21 @@ INLINE unsigned drawn(const offset* seed, offset threshold, offset row, offset g
 
 INLINE void drop(unsigned kept, real scale, real* x) { EACH_COLUMN x[i] = kept >> i & 1 ? x[i] * scale : (real)0; }
 
-// What gating does to a formula. In a kernel, `i` is the column of the thread's group that starts at `col`.
+// What gating does to a formula, in column `i` of the thread's group.
 #if defined(PAIR)
-#define ACTIVATED(z, up) value(z, up VALUES(col + i))
-#define DZ(dy, z, up) (dy * grad(z, up VALUES(col + i)))
-#define DUP(dy, z, up) (dy * grad_up(z, up VALUES(col + i)))
-#define DPARAM(dy, z, up) (dy * grad_param(z, up VALUES(col + i)))
+#define ACTIVATED(z, up) value(z, up VALUES)
+#define DZ(dy, z, up) (dy * grad(z, up VALUES))
+#define DUP(dy, z, up) (dy * grad_up(z, up VALUES))
+#define DPARAM(dy, z, up) (dy * grad_param(z, up VALUES))
 #elif defined(GATED)
-#define ACTIVATED(z, up) (value(z VALUES(col + i)) * up)
-#define DZ(dy, z, up) (dy * up * grad(z VALUES(col + i)))
-#define DUP(dy, z, up) (dy * value(z VALUES(col + i)))
-#define DPARAM(dy, z, up) (dy * up * grad_param(z VALUES(col + i)))
+#define ACTIVATED(z, up) (value(z VALUES) * up)
+#define DZ(dy, z, up) (dy * up * grad(z VALUES))
+#define DUP(dy, z, up) (dy * value(z VALUES))
+#define DPARAM(dy, z, up) (dy * up * grad_param(z VALUES))
 #else
-#define ACTIVATED(z, up) value(z VALUES(col + i))
-#define DZ(dy, z, up) (dy * grad(z VALUES(col + i)))
-#define DPARAM(dy, z, up) (dy * grad_param(z VALUES(col + i)))
+#define ACTIVATED(z, up) value(z VALUES)
+#define DZ(dy, z, up) (dy * grad(z VALUES))
+#define DPARAM(dy, z, up) (dy * grad_param(z VALUES))
 #endif
 
 // Rows and groups of columns that are this thread's.
@@ -221,6 +224,7 @@ extern "C" __global__ void act_fwd(
     real bias[WIDTH] = {}, up_bias[WIDTH] = {};
     if (bias_ptr) load(bias_ptr + col, count, false, bias);
     if (up_bias_ptr) load(up_bias_ptr + col, count, false, up_bias);
+    LOAD_PARAMETERS
     for (offset row = FIRST_ROW; row < M; row += ROW_STEP) {
       real z[WIDTH], up[WIDTH], y[WIDTH];
       load(z_ptr + row * stride_z + col, count, vector, z);
@@ -266,6 +270,7 @@ extern "C" __global__ void act_bwd(
     real bias[WIDTH] = {}, up_bias[WIDTH] = {}, sum_z[WIDTH] = {}, sum_up[WIDTH] = {}, sum_param[WIDTH] = {};
     if (bias_ptr) load(bias_ptr + col, count, false, bias);
     if (up_bias_ptr) load(up_bias_ptr + col, count, false, up_bias);
+    LOAD_PARAMETERS
     for (offset row = FIRST_ROW; row < M; row += ROW_STEP) {
       real dy[WIDTH], saved[WIDTH], up[WIDTH], result[WIDTH];
       const unsigned kept = seed ? drawn(seed, threshold, row, group) : 0;

@@ -88,24 +88,30 @@ def function(name: str, formula: Callable, dtype: str = "float32") -> str:
 
 @functools.cache
 def source(
-    dtype: str, wide: bool, params: int, gated: bool, pair: bool, value: Callable, grad: Callable | None = None,
+    dtype: str, wide: bool, arrays: tuple[bool, ...], gated: bool, pair: bool, value: Callable, grad: Callable | None = None,
     grad_up: Callable | None = None, grad_param: Callable | None = None,
 ) -> str:  # fmt: skip
-    """The whole source for arrays of that dtype and an activation of so many parameters; the derivative kernel where there is a `grad`.
+    """The whole source for arrays of that dtype and an activation of these parameters, arrays or numbers; the derivative kernel where there
+    is a `grad`.
 
     wide: z is in the kernels' arithmetic, float32 or float64, whatever the dtype.
     """
     formulas = {"value": value, "grad": grad, "grad_up": grad_up, "grad_param": grad_param}
-    numbers = range(params)
     flags = {STORED[dtype]: True, "WIDE": wide, "PAIR": pair, "GATED": gated, "BACKWARD": grad, "LEARNED": grad_param}
-    parameters = "".join(f", const real* array{i}, offset stride{i}, real number{i}" for i in numbers)
-    values = "".join(f", parameter(array{i}, stride{i}, number{i}, col)" for i in numbers)
+    taken, loaded, values = "", "", ""
+    for i, array in enumerate(arrays):
+        taken += f", const real* array{i}, offset stride{i}" if array else f", real number{i}"
+        loaded += (
+            f"real values{i}[WIDTH]; load_parameter(array{i}, stride{i}, col, count, values{i}); " if array else ""
+        )
+        values += f", values{i}[i]" if array else f", number{i}"
     return "\n".join(
         [
             *(f"#define {flag}" for flag, given in flags.items() if given),
-            f"#define REALS {', real' * (params + pair)}",
-            f"#define PARAMETERS {parameters}",
-            f"#define VALUES(col) {values}",
+            f"#define REALS {', real' * (len(arrays) + pair)}",
+            f"#define PARAMETERS {taken}",
+            f"#define LOAD_PARAMETERS {loaded}",
+            f"#define VALUES {values}",
             Path(__file__).with_name("pointwise.cu").read_text(encoding="ascii"),
             *(function(name, formula, dtype) for name, formula in formulas.items() if formula),
         ]
