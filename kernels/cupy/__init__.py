@@ -17,4 +17,9 @@ def missing() -> str | None:
         return "the kernels are for NVIDIA GPUs, this CuPy is for AMD's"
     if not cupy.cuda.is_available():
         return "CuPy finds no GPU or no driver"
+    from cupy_backends.cuda.libs import nvrtc
+
+    here, oldest = int(cupy.cuda.Device().compute_capability), min(nvrtc.getSupportedArchs())
+    if here < oldest:
+        return f"this CuPy compiles for compute capability {oldest / 10} and newer, the GPU has {here / 10} (pip install cupy-cuda12x)"
     return None

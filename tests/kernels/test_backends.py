@@ -96,7 +96,8 @@ def test_what_cupy_refuses(monkeypatch):
         (None, "CuPy is not installed (pip install cupy-cuda13x, or cupy-cuda12x for CUDA 12)"),
         ({"is_available": lambda: False}, "CuPy finds no GPU or no driver"),
         ({"is_available": lambda: True, "is_hip": True}, "for NVIDIA GPUs, this CuPy is for AMD's"),
-        ({"is_available": lambda: True}, None),
+        ({"is_available": lambda: True, "capability": "70"}, "for compute capability 7.5 and newer, the GPU has 7.0"),
+        ({"is_available": lambda: True, "capability": "75"}, None),
     ],
 )
 def test_why_cupy_is_missing(module, reason, monkeypatch):
@@ -105,8 +106,12 @@ def test_why_cupy_is_missing(module, reason, monkeypatch):
         runtime = types.SimpleNamespace(is_hip=module.pop("is_hip", False))
         fake = types.ModuleType("cupy")
         fake.__spec__ = importlib.util.spec_from_loader("cupy", None)
-        fake.cuda = types.SimpleNamespace(runtime=runtime, **module)
+        device = types.SimpleNamespace(compute_capability=module.pop("capability", None))
+        fake.cuda = types.SimpleNamespace(runtime=runtime, Device=lambda: device, **module)
     monkeypatch.setitem(sys.modules, "cupy", fake)
+    for name in ("cupy_backends", "cupy_backends.cuda", "cupy_backends.cuda.libs"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["cupy_backends.cuda.libs"].nvrtc = types.SimpleNamespace(getSupportedArchs=lambda: [75, 90])
     cupy.missing.cache_clear()
     found = cupy.missing()
     cupy.missing.cache_clear()
