@@ -20,7 +20,7 @@ import torch
 
 from epilogue.benchmarks.report import commit, table, versions, write
 
-EDGES = "tests/kernels/triton/test_edges.py"
+EDGES, TENSORS = "tests/kernels/triton/test_edges.py", "tests/kernels/cupy/test_tensors.py"
 PATIENCE = 10
 """Seconds between asking a step to end and killing it."""
 
@@ -48,32 +48,34 @@ def steps(out: Path) -> list[Step]:
     """What is run, in this order."""
     epilogue, pytest = (sys.executable, "-m", "epilogue"), (sys.executable, "-m", "pytest")
     results = ("--json", str(out))
-    # Every tensor in memory of its own: in torch's large blocks one would overrun into the next unseen.
-    sanitizer = ("env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", "compute-sanitizer", "--error-exitcode", "1", "--tool")
-    sanitized = ("compute-sanitizer", EDGES)
+    tune = (
+        *epilogue,
+        "tune",
+        "--model-dims",
+        "4096",
+        "14336",
+        "--minutes",
+        "{minutes}",
+        "--out",
+        str(out / "tuned.json"),
+    )
+
+    def checked(tool: str) -> tuple[str, ...]:
+        # Every tensor in memory of its own: in torch's large blocks one would overrun into the next unseen.
+        sanitizer = ("env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", "compute-sanitizer", "--error-exitcode", "1")
+        return (*sanitizer, "--tool", tool, *pytest, "-q")
+
+    sanitized, on_cupy = ("compute-sanitizer", EDGES), ("compute-sanitizer", TENSORS)
     return [
         Step("doctor", 3, (*epilogue, "doctor")),
         Step("tests", 15, (*pytest, "-n", "logical"), ("tests",)),
         Step("bench-smoke", 5, (*epilogue, "bench", "--suite", "smoke", *results)),
         Step("bench-headline", 14, (*epilogue, "bench", "--suite", "headline", *results)),
         Step("bandwidth", 4, (*epilogue, "bandwidth", "--json", str(out / "bandwidth.json"))),
-        Step("memcheck", 10, (*sanitizer, "memcheck", *pytest, "-q", EDGES), sanitized),
-        Step("racecheck", 10, (*sanitizer, "racecheck", *pytest, "-q", EDGES, "-k", "config"), sanitized),
-        Step(
-            "tune",
-            10,
-            (
-                *epilogue,
-                "tune",
-                "--model-dims",
-                "4096",
-                "14336",
-                "--minutes",
-                "{minutes}",
-                "--out",
-                str(out / "tuned.json"),
-            ),
-        ),
+        Step("memcheck", 10, (*checked("memcheck"), EDGES), sanitized),
+        Step("memcheck-cupy", 5, (*checked("memcheck"), TENSORS, "-k", "operation or learnable"), on_cupy),
+        Step("racecheck", 10, (*checked("racecheck"), EDGES, "-k", "config"), sanitized),
+        Step("tune", 10, tune),
         Step("training", 6, (*epilogue, "training", *results)),
         Step("host-cost", 2, (*epilogue, "host-cost", "--json", str(out / "host_cost_gpu.json"))),
         Step("memory", 4, (*epilogue, "memory", "--json", str(out / "memory_gpu.json"))),
