@@ -11,11 +11,12 @@ import numpy as np
 
 from .vocabulary import absolute, where
 
-exp2_approx = (
-    np.exp2
-)  # ex2.approx.ftz: relative error 2⁻²², results below 2⁻¹²⁶ are 0. Without ftz the same costs three more instructions.
-log2_approx = np.log2  # lg2.approx.ftz: absolute error 2⁻²² for x in [0.5, 2], elsewhere relative error 2⁻²²
-reciprocal_approx = np.reciprocal  # rcp.approx.ftz: relative error 2⁻²³, inputs below 2⁻¹²⁶ count as 0
+# ex2.approx.ftz: relative error 2⁻²², results below 2⁻¹²⁶ are 0. Without ftz the same costs three more instructions.
+exp2_approx = np.exp2
+# lg2.approx.ftz: absolute error 2⁻²² for x in [0.5, 2], elsewhere relative error 2⁻²².
+log2_approx = np.log2
+# rcp.approx.ftz: relative error 2⁻²³, inputs below 2⁻¹²⁶ count as 0.
+reciprocal_approx = np.reciprocal
 
 APPROXIMATIONS = ("exp2_approx", "log2_approx", "reciprocal_approx")
 

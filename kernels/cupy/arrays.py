@@ -2,7 +2,7 @@
 in cuBLASLt's epilogue.
 
 As in reference.py, gradients are recomputed from the inputs. Pre-activations stay in float32 (float64 of float64), so that bias and
-activation come before the one rounding.
+activation come before the one rounding; bfloat16's tanh-gelu alone rounds them for cuBLASLt's derivative.
 """
 
 import functools
@@ -16,30 +16,7 @@ from ..catalogue import ACTIVATIONS, Activation
 from ..reference import GatedMLPGrads, LinearGrads, MLPGrads, gate_up
 from . import epilogues, launch
 from .cublaslt import stored
-from .launch import Gradients, Matrices
-
-
-@functools.cache
-def _library() -> launch.Library:
-    import cupy
-
-    return launch.Library(
-        pointer=lambda x: x.data.ptr,
-        strides=_strides,
-        dense_rows=lambda x: x if x.strides[1] == x.itemsize else cupy.ascontiguousarray(x),
-        real=lambda array, like: cupy.ascontiguousarray(array, _real(like)),
-        empty=lambda like, shape, real: cupy.empty(shape, _real(like) if real else like.dtype),
-        on_device=lambda x: x.device,
-    )
-
-
-def _strides(matrix: Any) -> tuple[int, int]:
-    down, along = matrix.strides
-    return down // matrix.itemsize, along // matrix.itemsize
-
-
-def _real(array: Any) -> Any:
-    return np.float64 if array.dtype == np.float64 else np.float32
+from .launch import Gradients, Matrices, cupy_library
 
 
 def _contiguous(array: Any) -> Any:
@@ -49,7 +26,7 @@ def _contiguous(array: Any) -> Any:
 
 
 def _empty(like: Any, *shape: int) -> Any:
-    return _library().empty(like, shape, False)
+    return cupy_library().empty(like, shape, False)
 
 
 def _rows(x: Any) -> Any:
@@ -154,7 +131,7 @@ def _product(x, weight):
 
 def _stored(matrix) -> tuple[Any, int, bool]:
     """(the matrix or a copy, the distance of its rows or columns, whether it is stored row by row and not column by column)."""
-    found = stored(matrix.shape, _strides(matrix))
+    found = stored(matrix.shape, cupy_library().strides(matrix))
     return (matrix, *found) if found else (_contiguous(matrix), matrix.shape[1], True)
 
 
@@ -180,13 +157,13 @@ def _layer(x, weight, bias, act: Activation, values: tuple, gated: bool):
         in_place = not gated and z.z.dtype == x.dtype
         y = z.z if in_place else _empty(x, *z.z.shape)
         if not in_place or bias is not None or act.name != "identity":
-            launch.forward(_library(), z, y, None, act, values)
+            launch.forward(cupy_library(), z, y, None, act, values)
     return y.reshape(*x.shape[:-1], y.shape[1])
 
 
 def _by_epilogue(x, weight, bias, act: Activation, keep: bool = False):
     """(y [M, N], what backward needs if `keep`), or None where cuBLASLt does not serve."""
-    return epilogues.forward(_library(), _rows(x), weight, None if bias is None else _contiguous(bias), act, keep)
+    return epilogues.forward(cupy_library(), _rows(x), weight, None if bias is None else _contiguous(bias), act, keep)
 
 
 def _layer_backward(
@@ -207,7 +184,7 @@ def _layer_backward(
     into = Gradients(dgate, dup, _empty(x, m, n) if emit else None)
     dy = dy.astype(x.dtype, copy=False)
     found = launch.backward(
-        _library(), dy, z, None, "input", act, values, into, any(b is not None for b in _pair(bias)), bool(learned)
+        cupy_library(), dy, z, None, "input", act, values, into, any(b is not None for b in _pair(bias)), bool(learned)
     )
     db: Any = None if found.dbias is None else found.dbias.astype(x.dtype)
     if paired:
@@ -233,16 +210,18 @@ def _mlp_backward(dy, x, weight, bias, down_weight, down_bias, act: Activation, 
     hidden, h = found or _layer_backward(dy.dot(down_weight), x, weight, bias, act, values, gated, emit=True)
     if down_bias is None:
         return hidden, dy.T.dot(h), None
-    dw, db = epilogues.weight_gradient(_library(), dy, h) or (dy.T.dot(h), _sum_of_rows(dy))
+    dw, db = epilogues.weight_gradient(cupy_library(), dy, h) or (dy.T.dot(h), _sum_of_rows(dy))
     return hidden, dw, db
 
 
 def _hidden_by_epilogue(dy, x, weight, bias, down_weight, act: Activation) -> tuple[LinearGrads, Any] | None:
-    """(gradients of the hidden layer, h), or None where cuBLASLt does not serve."""
-    if not epilogues.served(_library(), x, act, backward=True):
+    """(gradients of the hidden layer, h), or None where cuBLASLt does not serve: nor tanh-gelu in float16, where it keeps z and z may
+    overflow."""
+    overflows = act.name == "gelu_tanh" and x.dtype == np.float16
+    if overflows or not epilogues.served(cupy_library(), x, act, backward=True):
         return None
     kept = _by_epilogue(x, weight, bias, act, keep=True)
-    found = kept and epilogues.backward(_library(), dy, down_weight, kept[1], act, bias is not None)
+    found = kept and epilogues.backward(cupy_library(), dy, down_weight, kept[1], act, bias is not None)
     if not found:
         return None
     dz, db = found
@@ -251,5 +230,5 @@ def _hidden_by_epilogue(dy, x, weight, bias, down_weight, act: Activation) -> tu
 
 def _sum_of_rows(dy):
     identity = ACTIVATIONS["identity"]
-    found = launch.backward(_library(), dy, Matrices(dy), None, "input", identity, (), Gradients(), True, False)
+    found = launch.backward(cupy_library(), dy, Matrices(dy), None, "input", identity, (), Gradients(), True, False)
     return found.dbias.astype(dy.dtype)

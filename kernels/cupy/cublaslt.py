@@ -37,7 +37,7 @@ def stored(shape: tuple[int, int], strides: tuple[int, int]) -> tuple[int, bool]
 
 
 class Product(NamedTuple):
-    """d [M, N] = epilogue(a b) for a [M, K] and b [K, N], d stored by rows, without 0 in a size.
+    """d [M, N] = epilogue(a b) for a [M, K] and b [K, N], d stored by rows.
 
     epilogue: a name of cublasLtEpilogue_t. bias: the pointer of what is added to each row, or of where BGRAD writes; aux: the pointer of
     what is kept of forward for backward, in rows of aux_lead elements, or of aux_lead bits for relu. 0 for none.
@@ -54,38 +54,43 @@ class Product(NamedTuple):
 
 
 def multiply(product: Product, workspace: Callable[[int], tuple[Any, int]]) -> bool:
-    """Do it on CuPy's current device and stream, and say whether cuBLASLt has an algorithm for it; nothing is written where it has none.
+    """Do it on CuPy's current device and stream, and say whether cuBLASLt does; nothing is written where it does not.
 
+    Not sizes of 1 nor vectors off 16 bytes, which releases of cuBLASLt have computed wrongly or crashed on.
     workspace: bytes -> (what keeps so many, their pointer).
     """
     import cupy
 
-    device = cupy.cuda.runtime.getDevice()
+    sizes = (product.a.rows, product.a.cols, product.b.cols)
+    if min(sizes) < 2 or product.bias % 16 or product.aux % 16:
+        return False
+    lt, device = _bindings(), cupy.cuda.runtime.getDevice()
     found = _algorithm(_aligned(product), device)
     if found is None:
         return False
     algorithm, size = found
     _held, scratch = workspace(size) if size else (None, 0)
-    with _described(product) as (operation, a, b, d):
-        _bindings().matmul(
+    with _described(product) as (operation, a, b, d), contextlib.suppress(lt.cuBLASLtError):
+        lt.matmul(
             _handle(device), operation, _ONE.ctypes.data, product.b.pointer, b, product.a.pointer, a,
             _ZERO.ctypes.data, product.d.pointer, d, product.d.pointer, d, algorithm.ctypes.data, scratch, size,
             cupy.cuda.get_current_stream().ptr,
         )  # fmt: skip
-    return True
+        return True
+    return False
 
 
 _ONE, _ZERO = np.array(1, np.float32), np.array(0, np.float32)
 
 
 def _aligned(product: Product) -> Product:
-    """The product with pointers of the same alignment, at most 256, in place of its own: all that an algorithm's choice depends on."""
+    """The product with the alignment of each pointer, at most 256, in its place: all that an algorithm's choice depends on."""
 
-    def address(pointer: int) -> int:
+    def alignment(pointer: int) -> int:
         return min(pointer & -pointer, 256)
 
-    a, b, d = (matrix._replace(pointer=address(matrix.pointer)) for matrix in (product.a, product.b, product.d))
-    return product._replace(a=a, b=b, d=d, bias=address(product.bias), aux=address(product.aux))
+    a, b, d = (matrix._replace(pointer=alignment(matrix.pointer)) for matrix in (product.a, product.b, product.d))
+    return product._replace(a=a, b=b, d=d, bias=alignment(product.bias), aux=alignment(product.aux))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -93,8 +98,9 @@ def _algorithm(product: Product, device: int) -> tuple[np.ndarray, int] | None:
     """(cuBLASLt's first choice, the bytes of workspace that it wants), or None where it has none."""
     lt, handle = _bindings(), _handle(device)
     names = lt.MatmulPreferenceAttribute
-    settings = {
+    settings: dict[Any, np.generic] = {
         names.MAX_WORKSPACE_BYTES: np.uint64(WORKSPACE),
+        names.REDUCTION_SCHEME_MASK: np.uint32(lt.ReductionScheme.COMPUTE_TYPE),  # parts of a sum over k stay float32
         names.MIN_ALIGNMENT_A_BYTES: np.uint32(product.b.pointer),
         names.MIN_ALIGNMENT_B_BYTES: np.uint32(product.a.pointer),
         names.MIN_ALIGNMENT_C_BYTES: np.uint32(product.d.pointer),
@@ -114,7 +120,8 @@ def _algorithm(product: Product, device: int) -> tuple[np.ndarray, int] | None:
             return None
     if not count[0] or result["state"][0]:
         return None
-    return result["algo"].copy(), int(result["workspace_size"][0])
+    size = int(result["workspace_size"][0])
+    return result["algo"].copy(), size and size + 16  # so many more nvmath-python gives it with an epilogue
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """Layers whose bias, activation or derivative is cuBLASLt's epilogue: identity, relu and gelu_tanh, where nvmath-python is installed.
 
-What NVIDIA does not say, such as what its relu makes of a NaN, decides whether the results are the kernels' own; so an epilogue is taken
-where a trial on the device found the reference's values. float16 and bfloat16: a product of float32 takes so long that a pass beside it
-hardly counts, and torch and CuPy have settings of their own for TF32.
+What NVIDIA does not say, such as what its relu makes of a NaN, decides whether the results are the kernels' own; so they are taken where
+trials on the device found the reference's values. float16 and bfloat16: a product of float32 takes so long that a pass beside it hardly
+counts, and torch and CuPy have settings of their own for TF32.
 """
 
 import functools
@@ -14,15 +14,17 @@ import numpy as np
 
 from ..catalogue import ACTIVATIONS, Activation
 from .cublaslt import DTYPES, Matrix, Product, multiply, stored
-from .launch import Library, dtype_of
+from .launch import Library, cupy_library, dtype_of
 
 STEMS = {"identity": "", "relu": "RELU", "gelu_tanh": "GELU"}
 """The activations that cuBLASLt has, and what it calls them."""
 
+Results = tuple[Any, Any] | None
+
 
 def served(library: Library, x: Any, act: Activation, backward: bool) -> bool:
     """Whether the activation has epilogues, and those of forward, or of backward, are taken on x's device."""
-    if act.name not in STEMS or dtype_of(x) not in DTYPES:
+    if act.name not in STEMS or dtype_of(x) not in DTYPES or not _installed():
         return False
     import cupy
 
@@ -30,11 +32,11 @@ def served(library: Library, x: Any, act: Activation, backward: bool) -> bool:
         return refusal(act.name, dtype_of(x), cupy.cuda.runtime.getDevice(), backward) is None
 
 
-def forward(library: Library, x: Any, weight: Any, bias: Any, act: Activation, keep: bool = False) -> Any:
+def forward(library: Library, x: Any, weight: Any, bias: Any, act: Activation, keep: bool = False) -> Results:
     """(y [M, N] = act(x Wᵀ + b), what `backward` needs if `keep`, else None), or None where cuBLASLt does not serve.
 
-    x [M, K], weight [N, K], bias [N] or None, contiguous.
-    Kept is z [M, N] of gelu_tanh, its rows filled up to a multiple of 8, and a bit for each element of relu.
+    x [M, K], weight [N, K], bias [N], contiguous, or None. Kept is z [M, N] of gelu_tanh, its rows filled up to a multiple of 8, and a bit
+    for each element of relu.
     """
     name = _forward_name(act, keep, bias is not None)
     if name is None or not served(library, x, act, False):
@@ -42,25 +44,26 @@ def forward(library: Library, x: Any, weight: Any, bias: Any, act: Activation, k
     m, n = x.shape[0], weight.shape[0]
     y = library.empty(x, (m, n), False)
     aux = library.empty(x, _aux_shape(act, m, n), False) if keep else None
-    return (y, aux) if _product(library, name, x, weight.T, y, bias, aux) else None
+    return (y, aux) if _multiply(library, name, dtype_of(x), x, weight.T, y, bias, aux) else None
 
 
-def backward(library: Library, dy: Any, weight: Any, aux: Any, act: Activation, bias: bool) -> Any:
+def backward(library: Library, dy: Any, weight: Any, aux: Any, act: Activation, bias: bool) -> Results:
     """(dz [M, F] = (dy W) ⊙ act'(z), dbias [F] if `bias`, else None), or None. dy [M, N], weight [N, F], aux as `forward` keeps it."""
     if act.name == "identity" or not served(library, dy, act, True):
         return None
     m, f = dy.shape[0], weight.shape[1]
     dz, dbias = library.empty(dy, (m, f), False), library.empty(dy, (f,), False) if bias else None
-    return (dz, dbias) if _product(library, _backward_name(act, bias), dy, weight, dz, dbias, aux) else None
+    done = _multiply(library, _backward_name(act, bias), dtype_of(dy), dy, weight, dz, dbias, aux)
+    return (dz, dbias) if done else None
 
 
-def weight_gradient(library: Library, dy: Any, x: Any) -> Any:
+def weight_gradient(library: Library, dy: Any, x: Any) -> Results:
     """(dW [N, K] = dyᵀ x, db [N], the sum of dy's rows), or None. dy [M, N], x [M, K]."""
     if not served(library, dy, ACTIVATIONS["identity"], True):
         return None
     n, k = dy.shape[1], x.shape[1]
     dw, db = library.empty(dy, (n, k), False), library.empty(dy, (n,), False)
-    return (dw, db) if _product(library, "BGRADB", dy.T, x, dw, db, None) else None
+    return (dw, db) if _multiply(library, "BGRADB", dtype_of(dy), dy.T, x, dw, db, None) else None
 
 
 def keeps_z(act: Activation, n: int) -> bool:
@@ -84,12 +87,8 @@ def _aux_shape(act: Activation, m: int, n: int) -> tuple[int, int]:
     return (m, -(-n // 128) * 8) if act.name == "relu" else (m, -(-n // 8) * 8)
 
 
-def _aux_lead(name: str, aux: Any) -> int:
-    return 0 if aux is None else aux.shape[1] * (16 if "RELU" in name else 1)
-
-
-def _product(library: Library, name: str, a: Any, b: Any, d: Any, bias: Any, aux: Any) -> bool:
-    """Write a b with that epilogue to d, and say whether cuBLASLt does."""
+def _multiply(library: Library, name: str, dtype: str, a: Any, b: Any, d: Any, bias: Any, aux: Any) -> bool:
+    """Write a b with that epilogue to d, all of that dtype, and say whether cuBLASLt does."""
 
     def matrix(array: Any) -> Matrix | None:
         found, (rows, cols) = stored(array.shape, library.strides(array)), array.shape
@@ -100,97 +99,111 @@ def _product(library: Library, name: str, a: Any, b: Any, d: Any, bias: Any, aux
         return array, library.pointer(array)
 
     first, second, into = matrix(a), matrix(b), matrix(d)
-    if first is None or second is None or into is None or 0 in (*a.shape, *b.shape):
+    if first is None or second is None or into is None:
         return False
     bias_ptr, aux_ptr = (0 if array is None else library.pointer(array) for array in (bias, aux))
-    product = Product(name, dtype_of(d), first, second, into, bias_ptr, aux_ptr, _aux_lead(name, aux))
+    lead = 0 if aux is None else aux.shape[1] * (16 if "RELU" in name else 1)
     with library.on_device(d):
-        return multiply(product, workspace)
+        return multiply(Product(name, dtype, first, second, into, bias_ptr, aux_ptr, lead), workspace)
 
 
 @functools.cache
+def _installed() -> bool:
+    return importlib.util.find_spec("nvmath") is not None
+
+
 def refusal(activation: str, dtype: str, device: int, backward: bool) -> str | None:
-    """Why that activation's epilogues are not taken on that device, which is the current one; None where a trial found them right."""
-    if importlib.util.find_spec("nvmath") is None:
+    """Why that activation's epilogues are not taken on that device, which is the current one; None where trials found them right."""
+    if not _installed():
         return "nvmath-python is not installed"
+    try:
+        return _refusal(activation, dtype, device, backward)
+    except _NotNow as error:
+        return str(error)
+
+
+class _NotNow(Exception):
+    """A trial that cannot be held now, but may be at another call."""
+
+
+@functools.cache
+def _refusal(activation: str, dtype: str, device: int, backward: bool) -> str | None:
+    import cupy
+
+    if cupy.cuda.get_current_stream().is_capturing():
+        raise _NotNow("a trial waits for the device, which a CUDA graph's capture does not allow")
     trials = _backward_trials if backward else _forward_trials
     try:
         with np.errstate(all="ignore"):
             for name, got, expected in trials(ACTIVATIONS[activation], dtype):
                 if not _agree(_numbers(got, dtype), expected, dtype):
                     return f"cuBLASLt's {name} computes something else"
+    except MemoryError as error:
+        raise _NotNow(str(error)) from error
     except Exception as error:  # a library that is missing or too old, or what cuBLASLt itself says
         return f"{type(error).__name__}: {error}"
     return None
 
 
-def _operands() -> tuple[np.ndarray, ...]:
+def _operands(m: int, n: int, k: int) -> tuple[np.ndarray, ...]:
     """x [M, K], weight [N, K], bias [N], dy [M, K], down [K, N]: numbers that 16 bits hold, and products that float32 sums exactly."""
-    rng = np.random.default_rng(0)
-    m, n, k = 96, 256, 64
-    shapes = {(m, k): 0.25, (n, k): 0.0625, (n,): 0.25}
-    x, weight, bias = (unit * rng.integers(-8, 9, shape) for shape, unit in shapes.items())
+    rng, unit = np.random.default_rng(0), 2.0 ** -round(np.log2(k) / 2)
+
+    def draw(unit: float, *shape: int) -> np.ndarray:
+        return unit * rng.integers(-8, 9, shape)
+
+    bias = draw(0.25, n)
     bias[3] = np.nan
-    return x, weight, bias, 0.25 * rng.integers(-8, 9, (m, k)), 0.0625 * rng.integers(-8, 9, (k, n))
+    return draw(0.25, m, k), draw(unit / 2, n, k), bias, draw(0.25, m, k), draw(unit / 2, k, n)
+
+
+SHAPES = ((96, 256, 64), (16, 24, 4096), (33, 40, 24))
+"""M, N, K of the trials: what is computed in tiles, what may be split along K, and a size that is no multiple of anything."""
 
 
 def _forward_trials(act: Activation, dtype: str) -> Iterator[tuple[str, Any, np.ndarray]]:
     """(epilogue, its result in CuPy's memory, the reference's)."""
-    x, weight, bias, *_ = _operands()
-    weight[:, 0] = 0.25
-    x[0, 0], x[1, 0] = np.nan, np.inf
-    (m, _), n = x.shape, weight.shape[0]
-    for added, keep in ((added, keep) for added in (None, bias) for keep in (False, True)):
-        name = _forward_name(act, keep, added is not None)
-        if name:
-            z = x @ weight.T + (0.0 if added is None else added)
-            aux = _bits(np.zeros(_aux_shape(act, m, n)), dtype) if keep else None
-            given = None if added is None else _bits(added, dtype)
-            yield name, _tried(name, dtype, _bits(x, dtype), _bits(weight, dtype).T, given, aux), act.value(z)
-            if keep and keeps_z(act, n):
-                yield name, aux, z
+    for m, n, k in SHAPES:
+        x, weight, bias, *_ = _operands(m, n, k)
+        weight[:, 0] = 0.25
+        x[0, 0], x[1, 0] = np.nan, np.inf
+        for added, keep in ((added, keep) for added in (None, bias) for keep in (False, True)):
+            name = _forward_name(act, keep, added is not None)
+            if name:
+                z = x @ weight.T + (0.0 if added is None else added)
+                aux = _bits(np.zeros(_aux_shape(act, m, n)), dtype) if keep else None
+                given = None if added is None else _bits(added, dtype)
+                yield name, _tried(name, dtype, _bits(x, dtype), _bits(weight, dtype).T, given, aux), act.value(z)
+                if keep and keeps_z(act, n):
+                    yield name, aux, z
 
 
 def _backward_trials(act: Activation, dtype: str) -> Iterator[tuple[str, Any, np.ndarray]]:
-    x, weight, bias, dy, down = _operands()
-    (m, k), n = x.shape, weight.shape[0]
-    if not STEMS[act.name]:
-        dy[0, 5] = np.nan
-        db = _bits(np.zeros(k), dtype)
-        yield "BGRADB", _tried("BGRADB", dtype, _bits(dy, dtype).T, _bits(x, dtype), db, None), dy.T @ x
-        yield "BGRADB", db, dy.sum(0)
-        return
-    aux = _bits(np.zeros(_aux_shape(act, m, n)), dtype)
-    name = _forward_name(act, True, True)
-    assert name is not None
-    _tried(name, dtype, _bits(x, dtype), _bits(weight, dtype).T, _bits(bias, dtype), aux)
-    z = _numbers(aux, dtype) if keeps_z(act, n) else x @ weight.T + bias
-    dz = (dy @ down) * act.derivatives["x"](z)
-    for summed in (False, True):
-        name, dbias = _backward_name(act, summed), _bits(np.zeros(n), dtype) if summed else None
-        yield name, _tried(name, dtype, _bits(dy, dtype), _bits(down, dtype), dbias, aux), dz
-        if summed:
-            yield name, dbias, dz.sum(0)
+    for m, n, k in SHAPES:
+        x, weight, bias, dy, down = _operands(m, n, k)
+        if act.name == "identity":
+            dy[0, 5] = np.nan
+            db = _bits(np.zeros(k), dtype)
+            yield "BGRADB", _tried("BGRADB", dtype, _bits(dy, dtype).T, _bits(x, dtype), db, None), dy.T @ x
+            yield "BGRADB", db, dy.sum(0)
+            continue
+        aux = _bits(np.zeros(_aux_shape(act, m, n)), dtype)
+        name = _forward_name(act, True, True)
+        assert name is not None
+        _tried(name, dtype, _bits(x, dtype), _bits(weight, dtype).T, _bits(bias, dtype), aux)
+        z = _numbers(aux, dtype) if keeps_z(act, n) else x @ weight.T + bias
+        dz = (dy @ down) * act.derivatives["x"](z)
+        for summed in (False, True):
+            name, dbias = _backward_name(act, summed), _bits(np.zeros(n), dtype) if summed else None
+            yield name, _tried(name, dtype, _bits(dy, dtype), _bits(down, dtype), dbias, aux), dz
+            if summed:
+                yield name, dbias, dz.sum(0)
 
 
 def _tried(name: str, dtype: str, a: Any, b: Any, bias: Any, aux: Any) -> Any:
-    """a b with that epilogue, for the bits of a and b."""
-    import cupy
-
-    def matrix(bits: Any) -> Matrix:
-        (rows, cols), (down, along) = bits.shape, bits.strides
-        found = stored((rows, cols), (down // 2, along // 2))
-        assert found is not None
-        return Matrix(bits.data.ptr, rows, cols, *found)
-
-    def workspace(size: int) -> tuple[Any, int]:
-        memory = cupy.zeros(size, np.uint8)
-        return memory, memory.data.ptr
-
-    d = cupy.zeros((a.shape[0], b.shape[1]), np.uint16)
-    bias_ptr, aux_ptr = (0 if array is None else array.data.ptr for array in (bias, aux))
-    product = Product(name, dtype, matrix(a), matrix(b), matrix(d), bias_ptr, aux_ptr, _aux_lead(name, aux))
-    if not multiply(product, workspace):
+    """The bits of a b with that epilogue, for those of a and b."""
+    d = _bits(np.zeros((a.shape[0], b.shape[1])), dtype)
+    if not _multiply(cupy_library(), name, dtype, a, b, d, bias, aux):
         raise LookupError(f"cuBLASLt has no {name} here")
     return d
 
@@ -200,7 +213,7 @@ def _bits(numbers: np.ndarray, dtype: str) -> Any:
     import cupy
 
     single = numbers.astype(np.float32)
-    bits = single.astype(np.float16).view(np.uint16) if dtype == "float16" else (single.view(np.uint32) >> 16)
+    bits = single.astype(np.float16).view(np.uint16) if dtype == "float16" else single.view(np.uint32) >> 16
     return cupy.asarray(bits.astype(np.uint16))
 
 

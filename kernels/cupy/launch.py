@@ -32,6 +32,24 @@ class Library(NamedTuple):
     on_device: Callable[[Any], AbstractContextManager[Any]]
 
 
+@functools.cache
+def cupy_library() -> Library:
+    """CuPy's arrays."""
+    import cupy
+
+    def real(array: Any) -> Any:
+        return np.float64 if array.dtype == np.float64 else np.float32
+
+    return Library(
+        pointer=lambda x: x.data.ptr,
+        strides=lambda x: (x.strides[0] // x.itemsize, x.strides[1] // x.itemsize),
+        dense_rows=lambda x: x if x.strides[1] == x.itemsize else cupy.ascontiguousarray(x),
+        real=lambda array, like: cupy.ascontiguousarray(array, real(like)),
+        empty=lambda like, shape, wide: cupy.empty(shape, real(like) if wide else like.dtype),
+        on_device=lambda x: x.device,
+    )
+
+
 class Matrices(NamedTuple):
     """gate and up of a gated layer, or z and None, with the biases that the product does not hold yet. One row stride.
 
@@ -88,9 +106,8 @@ def backward(
 
     def sums(rows: int) -> tuple[Any, Any]:
         """What so many rows of threads add up."""
-        return library.empty(dy, (rows, width), True) if bias else None, library.empty(
-            dy, (rows, n), True
-        ) if param else None
+        dbias = library.empty(dy, (rows, width), True) if bias else None
+        return dbias, library.empty(dy, (rows, n), True) if param else None
 
     dbias, dparam = sums(0)
     if m and n:
@@ -151,7 +168,7 @@ def _pointer(library: Library, array: Any) -> np.uint64:
 
 def _geometry(kernel: Any, m: int, n: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """(grid, block) for the current device: threads along the columns' groups in x, along the rows in y; the grid the other way round,
-    since rows are many. No more blocks than run at a time: further rows are a thread's next ones, and its sums are few.
+    since rows are many. No more rows of blocks than run at a time: further rows are a thread's next ones, and its sums are few.
     """
     groups = -(-n // WIDTH)
     across = min(32, 1 << max(groups - 1, 0).bit_length())

@@ -35,7 +35,7 @@ typedef T Z;
 #define PACK(E) (16 / (int)sizeof(E))
 #define EACH_COLUMN _Pragma("unroll") for (int i = 0; i < WIDTH; i++)
 
-// The primitives of vocabulary.py, and what approximations.py makes those for results of 16 bits of.
+// The primitives of vocabulary.py, and those of approximations.py, from which results in 16 bits have fast ones.
 
 INLINE real absolute_(real x) { return MATH(fabs)(x); }
 INLINE real exp_(real x) { return MATH(exp)(x); }

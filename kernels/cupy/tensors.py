@@ -1,4 +1,5 @@
-"""Torch tensors on the CuPy kernels: what the autograd operations ask of a backend. Products are torch's own.
+"""Torch tensors on the CuPy kernels: what the autograd operations ask of a backend. Products are torch's own, or
+cuBLASLt's with an epilogue.
 
 Kernels take the tensors' own memory by pointer. (By DLPack they would be CuPy arrays first, for bfloat16 of a dtype that CuPy has with
 ml_dtypes alone.)

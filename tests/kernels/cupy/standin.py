@@ -242,7 +242,7 @@ def module() -> ModuleType:
         get_cublas_handle=lambda: 1,
         runtime=SimpleNamespace(is_hip=False, getDevice=lambda: 0, CUDA_R_16F=2, CUDA_R_16BF=14, CUDA_R_32F=0),
         driver=SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=lambda kernel, block, shared: 3),
-        get_current_stream=lambda: SimpleNamespace(ptr=0),
+        get_current_stream=lambda: SimpleNamespace(ptr=0, is_capturing=lambda: False),
         cublas=SimpleNamespace(gemmEx=gemm, CUBLAS_COMPUTE_32F=68, CUBLAS_GEMM_DEFAULT=-1),
     )
     own = (ndarray, asarray, ascontiguousarray, asnumpy, broadcast_to, empty, zeros, RawModule)

@@ -30,24 +30,28 @@ MatmulDescAttribute = enum.IntEnum(
 MatmulPreferenceAttribute = enum.IntEnum(
     "MatmulPreferenceAttribute",
     {
-        "MAX_WORKSPACE_BYTES": 1, "MIN_ALIGNMENT_A_BYTES": 5, "MIN_ALIGNMENT_B_BYTES": 6, "MIN_ALIGNMENT_C_BYTES": 7,
+        "MAX_WORKSPACE_BYTES": 1, "REDUCTION_SCHEME_MASK": 3,
+        "MIN_ALIGNMENT_A_BYTES": 5, "MIN_ALIGNMENT_B_BYTES": 6, "MIN_ALIGNMENT_C_BYTES": 7,
         "MIN_ALIGNMENT_D_BYTES": 8,
     },
 )  # fmt: skip
+ReductionScheme = enum.IntEnum("ReductionScheme", {"NONE": 0, "INPLACE": 1, "COMPUTE_TYPE": 2, "OUTPUT_TYPE": 4})
 INTEGERS = {4: np.int32, 8: np.int64}
 SIZES = {
     MatmulDescAttribute: {3: 4, 4: 4, 7: 4, 8: 8, 11: 8, 12: 8},
-    MatmulPreferenceAttribute: {1: 8, 5: 4, 6: 4, 7: 4, 8: 4},
+    MatmulPreferenceAttribute: {1: 8, 3: 4, 5: 4, 6: 4, 7: 4, 8: 4},
 }
 matmul_heuristic_result_dtype = np.dtype(
     [("algo", [("data_", "<u8", (8,))]), ("workspace_size", "<u8"), ("state", "<i4"), ("waves_count", "<f4"),
      ("reserved", "<i4", (4,))]
 )  # fmt: skip
-ALGORITHM = 77
+WORKSPACE = 1000
 
 quirks: set[str] = set()
 calls: list[str] = []
 """The epilogues of all products."""
+algorithms: list[tuple] = []
+"""What each was chosen for: the operation without its pointers, the layouts of a, b, c and d, the alignments promised."""
 alive: dict[int, tuple] = {}
 _names = itertools.count(1)
 
@@ -103,19 +107,26 @@ matmul_desc_set_attribute = _setter(MatmulDescAttribute)
 matmul_preference_set_attribute = _setter(MatmulPreferenceAttribute)
 
 
+def _without_pointers(settings: dict[str, int]) -> dict[str, int]:
+    return {name: value for name, value in settings.items() if "POINTER" not in name}
+
+
 def matmul_algo_get_heuristic(handle, operation, a, b, c, d, preference, requested, results, count) -> None:
     assert (handle, requested) == (5, 1)
     (settings,), (preferred,) = alive[operation], alive[preference]
-    for name in "ABCD":
-        assert preferred[f"MIN_ALIGNMENT_{name}_BYTES"] in (2, 4, 8, 16, 32, 64, 128, 256)
+    alignments = [preferred[f"MIN_ALIGNMENT_{name}_BYTES"] for name in "ABCD"]
+    assert set(alignments) <= {2, 4, 8, 16, 32, 64, 128, 256}
+    assert preferred["REDUCTION_SCHEME_MASK"] == ReductionScheme.COMPUTE_TYPE
+    assert preferred["MAX_WORKSPACE_BYTES"] >= WORKSPACE
+    assert settings["EPILOGUE"] in iter(Epilogue)
     if "nothing odd" in quirks and any(size % 8 for size in (*alive[d][1:3], alive[b][1])):
         raise cuBLASLtError("CUBLAS_STATUS_NOT_SUPPORTED")
     result = np.zeros(1, matmul_heuristic_result_dtype)
-    result["algo"]["data_"][0, 0] = ALGORITHM
-    result["workspace_size"] = 1000
+    result["algo"]["data_"][0, 0] = len(algorithms)
+    algorithms.append((_without_pointers(settings), *(alive[layout] for layout in (a, b, c, d)), *alignments))
+    result["workspace_size"], result["state"] = WORKSPACE, 7 * ("a bad state" in quirks)
     ctypes.memmove(results, result.ctypes.data, result.nbytes)
-    ctypes.c_int32.from_address(count).value = 1
-    assert settings["EPILOGUE"] in iter(Epilogue)
+    ctypes.c_int32.from_address(count).value = "none found" not in quirks
 
 
 def _memory(pointer, dtype, rows, cols, lead):
@@ -144,10 +155,15 @@ def matmul(
     stream,
 ) -> None:
     assert handle == 5
-    assert workspace
-    assert size == 1000
-    assert ctypes.c_uint64.from_address(algorithm).value == ALGORITHM
+    assert size == WORKSPACE + 16
+    ctypes.memset(workspace, 255, size)
     assert (c, layout_c) == (d, layout_d)
+    chosen_for = algorithms[ctypes.c_uint64.from_address(algorithm).value]
+    layouts = (alive[layout] for layout in (layout_a, layout_b, layout_c, layout_d))
+    assert chosen_for[:5] == (_without_pointers(alive[operation][0]), *layouts)
+    assert not any(pointer % alignment for pointer, alignment in zip((a, b, c, d), chosen_for[5:], strict=True))
+    if "fails" in quirks:
+        raise cuBLASLtError("CUBLAS_STATUS_INVALID_VALUE")
     assert [ctypes.c_float.from_address(pointer).value for pointer in (alpha, beta)] == [1.0, 0.0]
     (settings,) = alive[operation]
     epilogue = settings["EPILOGUE"]
@@ -176,6 +192,8 @@ def matmul(
 def _finished(z, second, epilogue, settings, dtype):
     """Apply the epilogue to z [rows, cols], float32, in place, and return the bias gradient, or None."""
     rows, cols = z.shape
+    assert not settings.get("BIAS_POINTER", 0) % 16
+    assert not settings.get("EPILOGUE_AUX_POINTER", 0) % 16
     if epilogue & BIAS:
         z += _memory(settings["BIAS_POINTER"], dtype, rows, 1, rows).astype(np.float32)
     if epilogue & AUX:
@@ -218,7 +236,8 @@ def _gelu_grad(z):
 
 
 NAMES = (
-    "Epilogue", "MatmulDescAttribute", "MatmulPreferenceAttribute", "matmul_heuristic_result_dtype", "cuBLASLtError", "create",
+    "Epilogue", "ReductionScheme", "MatmulDescAttribute",
+    "MatmulPreferenceAttribute", "matmul_heuristic_result_dtype", "cuBLASLtError", "create",
     "matmul_desc_create", "matmul_desc_destroy", "matmul_desc_set_attribute", "matrix_layout_create", "matrix_layout_destroy",
     "matmul_preference_create", "matmul_preference_destroy", "matmul_preference_set_attribute", "matmul_algo_get_heuristic", "matmul",
 )  # fmt: skip
@@ -226,8 +245,8 @@ NAMES = (
 
 def modules() -> dict[str, ModuleType]:
     """What `from nvmath.bindings import cublasLt` looks up."""
-    quirks.clear()
-    calls.clear()
+    for record in (quirks, calls, algorithms):
+        record.clear()
     made = {name: ModuleType(name) for name in ("nvmath", "nvmath.bindings", "nvmath.bindings.cublasLt")}
     for name, module in made.items():
         module.__spec__ = importlib.machinery.ModuleSpec(name, None)

@@ -120,7 +120,8 @@ def test_by_cublaslt(op, name, stem, bias, dtype, sizes, cupy, rng, taken):
     if not GPU:
         end = "_BIAS" if bias else ""
         forward = [f"{stem}{end}".strip("_"), *(["BIAS"] if bias else [])[: op == "mlp"]]
-        backward = [f"{stem}_AUX{end}", f"D{stem}_BGRAD" if bias else f"D{stem}"] if stem else []
+        kept = stem and (stem, dtype) != ("GELU", "float16")  # z might overflow there
+        backward = [f"{stem}_AUX{end}", f"D{stem}_BGRAD" if bias else f"D{stem}"] if kept else []
         backward += ["BGRADB"] if bias else []
         assert taken == [name for name in forward + backward * (op == "mlp") if name]
 

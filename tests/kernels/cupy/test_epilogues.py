@@ -1,6 +1,6 @@
 """What of cuBLASLt is taken, and what is refused: faults that its stand-in is given, sizes that it does not serve, other memory layouts."""
 
-import sys
+import types
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ import checks
 import epilogue
 import epilogue.cupy
 from epilogue import ACTIVATIONS
-from epilogue.cupy import arrays, cublaslt, epilogues
+from epilogue.cupy import cublaslt, epilogues, launch
 
 GPU = epilogue.cupy.missing() is None
 without_gpu = pytest.mark.skipif(GPU, reason="the stand-in's faults")
@@ -58,11 +58,62 @@ def test_a_refused_epilogue_is_computed_by_the_kernels(cupy, nvmath, rng):
 
 
 @without_gpu
-def test_without_the_library_or_the_package(cupy, nvmath, monkeypatch):
+def test_without_the_library(nvmath):
     nvmath.quirks.add("no library")
     assert "cuBLASLtError: CUBLAS_STATUS_NOT_INITIALIZED" in epilogues.refusal("relu", "float16", 0, False)
-    monkeypatch.setitem(sys.modules, "nvmath", None)
+
+
+@without_gpu
+def test_without_the_package(cupy):
     assert epilogues.refusal("relu", "bfloat16", 0, False) == "nvmath-python is not installed"
+    x = cupy.asarray(np.zeros((M, K), np.float16))
+    assert not epilogues.served(launch.cupy_library(), x, ACTIVATIONS["relu"], False)
+
+
+@without_gpu
+def test_a_trial_that_cannot_be_held_now_is_held_later(cupy, nvmath, monkeypatch):
+    """While a CUDA graph is captured, and where there is no memory for it."""
+    stream = types.SimpleNamespace(ptr=0, is_capturing=lambda: True)
+    monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda: stream)
+    assert "capture" in epilogues.refusal("relu", "float16", 0, False)
+    assert not nvmath.calls
+    stream.is_capturing = lambda: False
+
+    def full(*what):
+        raise MemoryError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(epilogues, "_multiply", full)
+        assert epilogues.refusal("relu", "float16", 0, False) == "out of memory"
+    assert epilogues.refusal("relu", "float16", 0, False) is None
+    stream.is_capturing = lambda: True
+    assert epilogues.refusal("relu", "float16", 0, False) is None
+
+
+@without_gpu
+@pytest.mark.parametrize("fault", ["none found", "a bad state", "fails"])
+def test_what_cublaslt_cannot_compute_the_kernels_do(fault, cupy, nvmath, taken, rng):
+    nvmath.quirks.add(fault)
+    x, weight, bias = draw(cupy, rng, (M, K), (N, K), N)
+    y = epilogue.linear(x, weight, bias, activation="gelu_tanh")
+    expected = epilogue.linear(*(cupy.asnumpy(a).astype(np.float64) for a in (x, weight, bias)), activation="gelu_tanh")
+    np.testing.assert_allclose(cupy.asnumpy(y), expected, rtol=2e-3, atol=2e-3)
+    assert not taken
+
+
+@pytest.mark.parametrize("sizes", [(1, N, K), (M, 1, K), (M, N, 1)])
+def test_sizes_of_1_are_the_kernels(sizes, cupy, taken, rng):
+    m, n, k = sizes
+    epilogue.linear(*draw(cupy, rng, (m, k), (n, k), n), activation="relu")
+    assert not taken
+
+
+def test_a_bias_off_16_bytes_is_the_kernels(cupy, taken, rng):
+    x, weight, bias = draw(cupy, rng, (M, K), (N, K), N + 1)
+    y = epilogue.linear(x, weight, bias[1:], activation="relu")
+    expected = epilogue.linear(*(cupy.asnumpy(a).astype(np.float64) for a in (x, weight, bias[1:])), activation="relu")
+    np.testing.assert_allclose(cupy.asnumpy(y), expected, rtol=2e-3, atol=2e-3)
+    assert not taken
 
 
 @without_gpu
@@ -115,8 +166,7 @@ def test_empty(sizes, cupy, taken, rng):
     m, n, k = sizes
     x, weight, bias = draw(cupy, rng, (m, k), (n, k), n)
     y = cupy.asnumpy(epilogue.linear(x, weight, bias, activation="relu"))
-    np.testing.assert_array_equal(y, np.broadcast_to(np.maximum(cupy.asnumpy(bias), 0), (m, n)) if k == 0 else y)
-    assert y.shape == (m, n)
+    np.testing.assert_array_equal(y, np.broadcast_to(np.maximum(cupy.asnumpy(bias), 0), (m, n)))
     assert not taken
 
 
@@ -125,7 +175,7 @@ def test_wider_arrays_are_the_kernels(dtype, cupy, taken, rng):
     x, weight = (cupy.asarray(rng.standard_normal(shape).astype(dtype)) for shape in ((M, K), (N, K)))
     epilogue.linear(x, weight, activation="relu")
     assert not taken
-    assert not epilogues.served(arrays._library(), x, ACTIVATIONS["relu"], False)
+    assert not epilogues.served(launch.cupy_library(), x, ACTIVATIONS["relu"], False)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +185,8 @@ def test_wider_arrays_are_the_kernels(dtype, cupy, taken, rng):
         ((3, 5), (9, 1), (9, True)),
         ((3, 5), (1, 3), (3, False)),
         ((3, 5), (1, 4), (4, False)),
+        ((3, 5), (1, 2), None),
+        ((3, 5), (1, 0), None),
         ((1, 5), (0, 1), (5, True)),
         ((3, 1), (1, 0), (3, False)),
         ((3, 5), (0, 1), None),  # a row given again and again
@@ -158,7 +210,12 @@ def test_the_names_are_nvmath_pythons(bindings):
     lt = pytest.importorskip("nvmath.bindings.cublasLt")
     for name in bindings.NAMES:
         assert hasattr(lt, name)
-    for kind in (bindings.Epilogue, bindings.MatmulDescAttribute, bindings.MatmulPreferenceAttribute):
+    for kind in (
+        bindings.Epilogue,
+        bindings.ReductionScheme,
+        bindings.MatmulDescAttribute,
+        bindings.MatmulPreferenceAttribute,
+    ):
         for member in kind:
             assert getattr(lt, kind.__name__)[member.name] == member.value
     for kind, size_of in (

@@ -19,7 +19,7 @@ from checks import OPS, arguments, assert_accurate, each, keywords, leaves, unfu
 from epilogue import ACTIVATIONS, backends, functional
 from epilogue.autograd import KERNELS
 from epilogue.benchmarks.layers import FUSED, STOCK
-from epilogue.cupy import tensors
+from epilogue.cupy import epilogues, tensors
 from epilogue.lookup import resolve_call
 from epilogue.operands import Dropout, draw_seed
 
@@ -98,6 +98,74 @@ def test_by_cublaslt(op, name, bias, dtype, sizes, device, rng, taken):
         backward = [f"DGELU{summed}"] if op == "mlp" else []
         trains = [f"GELU_AUX{end}", *backward] if sizes[1] % 8 == 0 else []
         assert taken == (trains if name == "gelu_tanh" else [f"RELU{end}"])
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "options", "expected"),
+    [
+        ("glu", "gelu_tanh", {}, []),
+        ("glu packed", "relu", {}, []),
+        ("gated_mlp", "gelu_tanh", {}, []),
+        ("mlp", "gelu_tanh", {"recompute": True}, ["GELU_BIAS", "GELU_AUX_BIAS", "DGELU_BGRAD"]),
+        ("mlp", "relu", {"recompute": True}, ["RELU_BIAS"]),
+        ("mlp", "gelu", {}, []),
+    ],
+)
+def test_what_cublaslt_has_no_epilogue_for(op, name, options, expected, device, rng, taken):
+    """Gated layers, and z of relu, of which it keeps bits."""
+    compare(op, *draw(op, rng, torch.bfloat16, device, sizes=(16, 24, 8)), ACTIVATIONS[name], (), **options)
+    assert taken == expected or GPU
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("relu", {"x"}), ("gelu_tanh", {"x", "up_bias"}), ("gelu_tanh", {"x"})])
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+def test_frozen_by_cublaslt(name, dropout_p, wanted, device, rng, taken):
+    """A dropout and relu's signs are the kernels', and h is not computed again where nobody asks for it."""
+    args, dy = draw("mlp", rng, torch.float16, device, sizes=(16, 24, 8))
+    options = {"dropout_p": dropout_p} if dropout_p else {}
+
+    def gradients():
+        given = {name: t.detach().clone().requires_grad_(name in wanted) for name, t in args.items()}
+        torch.manual_seed(1)
+        fused("mlp", given, ACTIVATIONS[name], (), **options).backward(dy)
+        return [given[name].grad for name in wanted]
+
+    found, served = gradients(), list(taken)
+    assert (
+        served
+        == (
+            ["GELU_AUX_BIAS", "DGELU_BGRAD" if "up_bias" in wanted else "DGELU"]
+            if name == "gelu_tanh" and not dropout_p
+            else []
+        )
+        or GPU
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(epilogues, "served", lambda *what, **more: False)
+        expected = gradients()
+    for actual, wanted_grad in zip(found, expected, strict=True):
+        torch.testing.assert_close(actual, wanted_grad, rtol=1e-2, atol=1e-2)
+
+
+def test_operands_of_any_layout_by_cublaslt(device, rng, taken):
+    """A strided bias, a saved z that a user's hooks give back in another layout."""
+    args, dy = draw("mlp", rng, torch.bfloat16, device, rows=40, sizes=(16, 24, 8))
+    args["up_bias"] = torch.stack([args["up_bias"]] * 2, -1)[:, 0]
+    args = each(lambda t: t.requires_grad_(), args)
+    expected = torch.autograd.grad(fused("mlp", args, ACTIVATIONS["gelu_tanh"], ()), leaves(args), dy)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t.t().contiguous().t() if t.dim() == 2 else t):
+        y = fused("mlp", args, ACTIVATIONS["gelu_tanh"], ())
+    for actual, wanted in zip(torch.autograd.grad(y, leaves(args), dy), expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=2e-2, atol=2e-2)
+
+
+def test_sums_are_float32_by_cublaslt(device, rng, taken):
+    """As the operator's fake implementation says."""
+    z, dy, weight = (
+        torch.as_tensor(rng.standard_normal(s)).to(device, torch.bfloat16) for s in ((32, 24), (32, 16), (16, 24))
+    )
+    found = tensors.linear_dact(dy, weight, z, "input", ACTIVATIONS["gelu_tanh"], (), False, None, (False, True, False))
+    assert [None if t is None else t.dtype for t in found] == [torch.bfloat16, None, torch.float32, None]
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (29,)])
