@@ -87,7 +87,7 @@ def linear_dact(
     dropout: Dropout | None, needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """(dz [M, F], h [M, F], dbias float32 [F], dparam float32 [F]) for dy [M, N] and the down weight [N, F], as of the Triton kernels."""
-    if not (gated or dropout) and kept == "input" and saved.is_contiguous() and epilogues.keeps_z(act, saved.shape[1]):
+    if not (gated or dropout) and saved.is_contiguous() and epilogues.keeps_z(act, saved.shape[1]):
         found = epilogues.backward(TORCH, dy, weight, saved, act, needs[1])
         if found:
             dz, dbias = found

@@ -195,7 +195,7 @@ def _finished(z, second, epilogue, settings, dtype):
     assert not settings.get("BIAS_POINTER", 0) % 16
     assert not settings.get("EPILOGUE_AUX_POINTER", 0) % 16
     if epilogue & BIAS:
-        z += _memory(settings["BIAS_POINTER"], dtype, rows, 1, rows).astype(np.float32)
+        z += (1 + ("bias twice" in quirks)) * _memory(settings["BIAS_POINTER"], dtype, rows, 1, rows).astype(np.float32)
     if epilogue & AUX:
         aux, lead = settings["EPILOGUE_AUX_POINTER"], settings["EPILOGUE_AUX_LD"]
         assert lead >= rows
@@ -213,7 +213,8 @@ def _finished(z, second, epilogue, settings, dtype):
         z[...] = np.where(z > 0, z, 0) if "relu drops NaN" in quirks else np.where(z <= 0, 0, z)
     if epilogue & GELU:
         if epilogue & AUX:
-            bits[:, :rows] = z.T.astype(dtype)
+            bits[:, :rows] = (z.T + ("another z kept" in quirks)).astype(dtype)
+            z += "another z where it is kept" in quirks
         z[...] = _gelu(z)
     if epilogue & DRELU:
         z *= np.unpackbits(bits, axis=1, bitorder="little")[:, :rows].T
@@ -221,7 +222,7 @@ def _finished(z, second, epilogue, settings, dtype):
         z *= _gelu_grad(bits[:, :rows].T.astype(np.float32))
     if epilogue == Epilogue.BGRADB:
         return second.sum(0) + ("wrong sums" in quirks)
-    return z.sum(1) if epilogue & BGRAD else None
+    return z.sum(1) + ("wrong sums" in quirks) if epilogue & BGRAD else None
 
 
 def _gelu(z):

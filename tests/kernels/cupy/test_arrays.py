@@ -126,6 +126,12 @@ def test_by_cublaslt(op, name, stem, bias, dtype, sizes, cupy, rng, taken):
         assert taken == [name for name in forward + backward * (op == "mlp") if name]
 
 
+@pytest.mark.parametrize("op", ["glu", "glu packed", "gated_mlp", "gated_mlp packed"])
+def test_gated_layers_are_not_cublaslts(op, cupy, rng, taken):
+    compare(cupy, op, *draw(op, rng, "bfloat16", (16, 24, 8)), ACTIVATIONS["relu"], ())
+    assert taken == (["BIAS", "BGRADB"] if "mlp" in op else []) or GPU
+
+
 @pytest.mark.parametrize("lead", [(), (1,), (0,), (2, 3), (2, 0, 3)])
 @pytest.mark.parametrize("op", OPS)
 def test_leading_axes(op, lead, cupy, rng):

@@ -35,6 +35,12 @@ def test_a_trial_passes_what_computes_as_the_reference(dtype, nvmath):
         ("relu drops NaN", "relu", False, "RELU"),
         ("no NaN in relu's bits", "relu", True, "DRELU"),
         ("erf", "gelu_tanh", False, "GELU"),
+        ("bias twice", "identity", False, "BIAS"),
+        ("bias twice", "relu", False, "RELU_BIAS"),
+        ("another z kept", "gelu_tanh", False, "GELU_AUX"),
+        ("another z where it is kept", "gelu_tanh", False, "GELU_AUX"),
+        ("wrong sums", "relu", True, "DRELU_BGRAD"),
+        ("wrong sums", "gelu_tanh", True, "DGELU_BGRAD"),
         ("wrong sums", "identity", True, "BGRADB"),
     ],
 )
@@ -42,7 +48,8 @@ def test_a_trial_finds(fault, name, backward, epilogue_name, dtype, nvmath):
     nvmath.quirks.add(fault)
     found = epilogues.refusal(name, dtype, 0, backward)
     assert found == f"cuBLASLt's {epilogue_name} computes something else"
-    assert epilogues.refusal(name, dtype, 0, not backward) is None
+    if backward:
+        assert epilogues.refusal(name, dtype, 0, False) is None
 
 
 @without_gpu
@@ -55,6 +62,21 @@ def test_a_refused_epilogue_is_computed_by_the_kernels(cupy, nvmath, rng):
     assert np.isnan(y[2]).all()
     assert (np.isnan(y).sum(1) > 0).sum() == 1
     assert set(nvmath.calls) == {"RELU"}  # the trial's
+
+
+@without_gpu
+@pytest.mark.parametrize(
+    ("fault", "calls"),
+    [("no NaN in relu's bits", ["RELU_BIAS", "BIAS", "BGRADB"]), ("wrong sums", ["RELU_BIAS", "BIAS"])],
+)
+def test_backward_is_taken_by_its_own_trial(fault, calls, cupy, nvmath, rng):
+    nvmath.quirks.add(fault)
+    args = checks.each(lambda a: cupy.asarray(a.astype(np.float16)), checks.arguments("mlp", rng, (M,), (K, N, 8)))
+    for served in (False, True):
+        del nvmath.calls[:]  # the first time, the trials'
+        y = epilogue.mlp(**args, activation="relu")
+        epilogue.mlp_backward(y, **args, activation="relu")
+        assert served is False or nvmath.calls == calls
 
 
 @without_gpu
@@ -156,7 +178,11 @@ def test_layouts(name, op, cupy, taken, rng):
         return view
 
     expected = results(lambda array: array)
-    for convert in (padded, apart, lambda array: array.T.copy().T, lambda array: padded(array.T).T):
+
+    def vectors_apart(array):
+        return apart(array) if array.ndim == 1 else array
+
+    for convert in (padded, apart, vectors_apart, lambda array: array.T.copy().T, lambda array: padded(array.T).T):
         for found, wanted in zip(results(convert), expected, strict=True):
             np.testing.assert_allclose(found, wanted, rtol=4e-3, atol=4e-3 * max(1.0, abs(wanted).max()))
 
