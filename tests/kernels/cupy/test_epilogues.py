@@ -4,12 +4,13 @@ import types
 
 import numpy as np
 import pytest
+import torch
 
 import checks
 import epilogue
 import epilogue.cupy
 from epilogue import ACTIVATIONS
-from epilogue.cupy import cublaslt, epilogues, launch
+from epilogue.cupy import cublaslt, epilogues, launch, tensors
 
 GPU = epilogue.cupy.missing() is None
 without_gpu = pytest.mark.skipif(GPU, reason="the stand-in's faults")
@@ -77,6 +78,18 @@ def test_backward_is_taken_by_its_own_trial(fault, calls, cupy, nvmath, rng):
         y = epilogue.mlp(**args, activation="relu")
         epilogue.mlp_backward(y, **args, activation="relu")
         assert served is False or nvmath.calls == calls
+
+
+@without_gpu
+def test_a_derivative_of_tensors_is_taken_by_its_own_trial(nvmath, rng):
+    nvmath.quirks.add("wrong sums")
+    dy, weight, z = (torch.as_tensor(rng.standard_normal(shape)).half() for shape in ((M, K), (K, N), (M, N)))
+    call = (ACTIVATIONS["gelu_tanh"], (), False, None, (False, True, False))
+    _, _, dbias, _ = tensors.linear_dact(dy, weight, z, "input", *call)
+    dz = (dy.double() @ weight.double()) * torch.as_tensor(
+        ACTIVATIONS["gelu_tanh"].derivatives["x"](z.double().numpy())
+    )
+    torch.testing.assert_close(dbias.double(), dz.sum(0), rtol=1e-2, atol=1e-1)
 
 
 @without_gpu

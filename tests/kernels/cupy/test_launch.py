@@ -134,7 +134,7 @@ def test_a_gradient_of_one_row_for_all(cupy, library, rng):
 @pytest.mark.parametrize("blocks", [1, 100, 1056])
 def test_the_grid_covers_what_is_there(blocks, monkeypatch):
     monkeypatch.setattr(launch, "_blocks", lambda kernel: blocks)
-    for m, n in itertools.product((1, 5, 4097, 2**31, 2**40), (1, 8, 9, 250, 2**20, 2**27)):
+    for m, n in itertools.product((1, 5, 4097, 2**31, 2**40), (1, 8, 9, 250, 4096, 2**20, 2**27)):
         (rows, columns), (across, down) = launch._geometry(None, m, n)
         assert across * down == launch.BLOCK
         assert 1 <= rows <= max(1, blocks // columns)
