@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from . import eager
 from .catalogue import ACTIVATIONS, Activation
@@ -232,20 +232,34 @@ def _operator_backward(ctx, dy, dz_unused):
     return _backward(ctx, dy, dz_unused, torch.ops.epilogue.linear_bwd)
 
 
-_library = torch.library.Library("epilogue", "FRAGMENT")
-_library.define(
+_operators = library.Library("epilogue", "FRAGMENT")
+
+
+def register(
+    schema: str, kernels: Callable, fake: Callable, on_cpu: Callable | None = None, backward: Callable | None = None,
+    setup_context: Callable | None = None,
+) -> None:  # fmt: skip
+    """Make the operator known to torch: what runs it on the kernels' devices, what gives its results' shapes and dtypes to compilers, what
+    runs it on a CPU without kernels, and how it is differentiated.
+    """
+    name = schema.partition("(")[0]
+    _operators.define(schema)
+    for device in ("CPU", "CUDA") if INTERPRET else ("CUDA",):
+        _operators.impl(name, kernels, device)
+    if on_cpu and not INTERPRET:
+        _operators.impl(name, on_cpu, "CPU")
+    library.register_fake(f"epilogue::{name}", fake, lib=_operators)
+    if backward:
+        library.register_autograd(f"epilogue::{name}", backward, setup_context=setup_context, lib=_operators)
+
+
+register(
     "linear_fwd(Tensor x, Tensor weight, Tensor? up_weight, Tensor? bias, Tensor? up_bias, Tensor? learned, str activation, "
-    "float[] numbers, int learned_at, bool gated, str keep, str backend) -> (Tensor, Tensor)"
-)
-_library.define(
+    "float[] numbers, int learned_at, bool gated, str keep, str backend) -> (Tensor, Tensor)",
+    layer_forward, _fake_forward, _forward_on_cpu, _operator_backward, _setup_context,
+)  # fmt: skip
+register(
     "linear_bwd(Tensor dy, Tensor saved, Tensor? learned, str activation, float[] numbers, int learned_at, bool gated, "
-    "bool[] needs, str backend) -> (Tensor, Tensor, Tensor)"
-)
-for _key in ("CPU", "CUDA") if INTERPRET else ("CUDA",):
-    _library.impl("linear_fwd", layer_forward, _key)
-    _library.impl("linear_bwd", _pointwise, _key)
-if not INTERPRET:
-    _library.impl("linear_fwd", _forward_on_cpu, "CPU")
-torch.library.register_fake("epilogue::linear_fwd", _fake_forward, lib=_library)
-torch.library.register_fake("epilogue::linear_bwd", _fake_pointwise, lib=_library)
-torch.library.register_autograd("epilogue::linear_fwd", _operator_backward, setup_context=_setup_context, lib=_library)
+    "bool[] needs, str backend) -> (Tensor, Tensor, Tensor)",
+    _pointwise, _fake_pointwise,
+)  # fmt: skip

@@ -21,12 +21,12 @@ from .autograd_linear import (
     launchers,
     layer_forward,
     layer_gradients,
+    register,
     serves,
     split,
 )
 from .catalogue import ACTIVATIONS, Activation
 from .operands import Dropout, Operands, draw_seed, rows_of
-from .triton import INTERPRET
 
 
 def mlp(
@@ -223,21 +223,14 @@ def _fake_dact(
     return dy.new_empty(m, width), h, dbias, dparam
 
 
-_library = torch.library.Library("epilogue", "FRAGMENT")
-_library.define(
+register(
     "mlp_fwd(Tensor x, Tensor weight, Tensor? up_weight, Tensor? bias, Tensor? up_bias, Tensor? learned, Tensor down_weight, "
     "Tensor? down_bias, Tensor? seed, str activation, float[] numbers, int learned_at, bool gated, float dropout_p, str keep, "
-    "str backend) -> (Tensor, Tensor)"
-)
-_library.define(
+    "str backend) -> (Tensor, Tensor)",
+    _forward, _fake_forward, _forward_on_cpu, _operator_backward, _setup_context,
+)  # fmt: skip
+register(
     "linear_dact(Tensor dy, Tensor down_weight, Tensor saved, Tensor? learned, Tensor? seed, str activation, float[] numbers, "
-    "int learned_at, bool gated, float dropout_p, str keep, bool[] needs, str backend) -> (Tensor, Tensor, Tensor, Tensor)"
-)
-for _key in ("CPU", "CUDA") if INTERPRET else ("CUDA",):
-    _library.impl("mlp_fwd", _forward, _key)
-    _library.impl("linear_dact", _dact, _key)
-if not INTERPRET:
-    _library.impl("mlp_fwd", _forward_on_cpu, "CPU")
-torch.library.register_fake("epilogue::mlp_fwd", _fake_forward, lib=_library)
-torch.library.register_fake("epilogue::linear_dact", _fake_dact, lib=_library)
-torch.library.register_autograd("epilogue::mlp_fwd", _operator_backward, setup_context=_setup_context, lib=_library)
+    "int learned_at, bool gated, float dropout_p, str keep, bool[] needs, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    _dact, _fake_dact,
+)  # fmt: skip

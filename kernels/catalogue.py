@@ -13,6 +13,9 @@ Formula = Callable[..., Any]
 ACTIVATIONS: dict[str, "Activation"] = {}
 """name -> Activation: the one catalogue. `@activation` and `@pair` add to it."""
 
+CUBLASLT = {"relu": "RELU", "gelu_tanh": "GELU"}
+"""The activations that cuBLASLt has in a product's epilogue, and what it calls them."""
+
 # Every spelling of an activation and of its gated variant, and the keywords by which torch chooses between two of them:
 # ("gelu", "approximate", "tanh") -> "gelu_tanh".
 BY_KEY: dict[str, "Activation"] = {}

@@ -9,11 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .catalogue import Activation
+from .catalogue import CUBLASLT, Activation
 from .operands import Dropout, Operands, rows_of
-
-LIBRARY = {"relu": False, "gelu_tanh": True}
-"""What cuBLASLt's epilogue computes -> torch._addmm_activation's use_gelu."""
 
 
 def unfused_fwd(operands: Operands, keep: str, act_fwd: Callable) -> tuple[Tensor, Tensor | None]:
@@ -48,12 +45,12 @@ def library_serves(operands: Operands, keep: str) -> bool:
     """Whether cuBLASLt's epilogue does: it has a bias and keeps nothing. On the CPU its gelu is the exact one."""
     name = operands.act.name
     return (
-        name in LIBRARY
+        name in CUBLASLT
         and keep in ("nothing", "output")
         and not operands.gated
         and operands.bias is not None
         and operands.dropout is None
-        and (operands.x.is_cuda or not LIBRARY[name])
+        and (operands.x.is_cuda or CUBLASLT[name] != "GELU")
     )
 
 
@@ -61,7 +58,7 @@ def library_fwd(operands: Operands) -> Tensor:
     """act(x Wᵀ + b) by cuBLASLt."""
     assert operands.bias is not None
     x = rows_of(operands.x)
-    y = torch._addmm_activation(operands.bias, x, operands.weight.t(), use_gelu=LIBRARY[operands.act.name])
+    y = torch._addmm_activation(operands.bias, x, operands.weight.t(), use_gelu=CUBLASLT[operands.act.name] == "GELU")
     return y.view(*operands.x.shape[:-1], y.shape[-1])
 
 

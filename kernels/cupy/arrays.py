@@ -215,10 +215,10 @@ def _mlp_backward(dy, x, weight, bias, down_weight, down_bias, act: Activation, 
 
 
 def _hidden_by_epilogue(dy, x, weight, bias, down_weight, act: Activation) -> tuple[LinearGrads, Any] | None:
-    """(gradients of the hidden layer, h), or None where cuBLASLt does not serve: nor tanh-gelu in float16, where it keeps z and z may
-    overflow."""
-    overflows = act.name == "gelu_tanh" and x.dtype == np.float16
-    if overflows or not epilogues.served(cupy_library(), x, act, backward=True):
+    """(gradients of the hidden layer, h), or None where cuBLASLt does not serve."""
+    if not epilogues.served(cupy_library(), x, act, backward=True):
+        return None
+    if x.dtype == np.float16 and act.saves(()) == "input":  # it would keep z in float16, where z may overflow
         return None
     kept = _by_epilogue(x, weight, bias, act, keep=True)
     found = kept and epilogues.backward(cupy_library(), dy, down_weight, kept[1], act, bias is not None)

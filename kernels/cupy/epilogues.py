@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ..catalogue import ACTIVATIONS, Activation
+from ..catalogue import ACTIVATIONS, CUBLASLT, Activation
 from .cublaslt import DTYPES, Matrix, Product, multiply, stored
 from .launch import Library, cupy_library, dtype_of
 
-STEMS = {"identity": "", "relu": "RELU", "gelu_tanh": "GELU"}
-"""The activations that cuBLASLt has, and what it calls them."""
+STEMS = {"identity": "", **CUBLASLT}
+"""How the names of an activation's epilogues begin; identity has a bias's."""
 
 Results = tuple[Any, Any] | None
 
@@ -49,7 +49,7 @@ def forward(library: Library, x: Any, weight: Any, bias: Any, act: Activation, k
 
 def backward(library: Library, dy: Any, weight: Any, aux: Any, act: Activation, bias: bool) -> Results:
     """(dz [M, F] = (dy W) ⊙ act'(z), dbias [F] if `bias`, else None), or None. dy [M, N], weight [N, F], aux as `forward` keeps it."""
-    if act.name == "identity" or not served(library, dy, act, True):
+    if act.name not in CUBLASLT or not served(library, dy, act, True):
         return None
     m, f = dy.shape[0], weight.shape[1]
     dz, dbias = library.empty(dy, (m, f), False), library.empty(dy, (f,), False) if bias else None
@@ -68,12 +68,14 @@ def weight_gradient(library: Library, dy: Any, x: Any) -> Results:
 
 def keeps_z(act: Activation, n: int) -> bool:
     """Whether what `forward` keeps is z [M, N] and nothing beside it."""
-    return act.name == "gelu_tanh" and n % 8 == 0
+    return STEMS.get(act.name) == "GELU" and _aux_shape(act, 1, n) == (1, n)
 
 
 def _forward_name(act: Activation, keep: bool, bias: bool) -> str | None:
     stem = STEMS.get(act.name)
-    if stem is None or (not stem and (keep or not bias)):
+    if stem is None or (
+        not stem and (keep or not bias)
+    ):  # of identity nothing is kept, and its plain product is cuBLAS's
         return None
     return "_".join(part for part in (stem, "AUX" if keep else "", "BIAS" if bias else "") if part)
 
@@ -84,7 +86,7 @@ def _backward_name(act: Activation, bias: bool) -> str:
 
 def _aux_shape(act: Activation, m: int, n: int) -> tuple[int, int]:
     """In elements of 16 bits; cuBLASLt wants rows of a multiple of 8 elements, or of 128 of relu's bits."""
-    return (m, -(-n // 128) * 8) if act.name == "relu" else (m, -(-n // 8) * 8)
+    return (m, -(-n // 128) * 8) if STEMS[act.name] == "RELU" else (m, -(-n // 8) * 8)
 
 
 def _multiply(library: Library, name: str, dtype: str, a: Any, b: Any, d: Any, bias: Any, aux: Any) -> bool:

@@ -77,7 +77,7 @@ def forward(
     operands = (z.z, z.up, z.bias, z.up_bias, y, signs)
     sizes = (m, n, library.strides(z.z)[0], library.strides(y)[0])
     with library.on_device(y):
-        _launch(library, kernel, y, operands, dropout, sizes, matrices, values)
+        _launch(library, kernel, _geometry(kernel, m, n), y, operands, dropout, sizes, matrices, values)
 
 
 class Gradients(NamedTuple):
@@ -115,11 +115,11 @@ def backward(
         matrices = (dy, z.z, z.up, into.dz, into.dup, into.h)
         strides = (0 if t is None else library.strides(t)[0] for t in (dy, z.z, into.dz))
         with library.on_device(dy):
-            (rows, _), (_, down) = _geometry(kernel, m, n)
+            geometry = (rows, _), (_, down) = _geometry(kernel, m, n)
             dbias, dparam = sums(rows * down)
             dup_bias = dbias[:, n:] if bias and gated else None
             operands = (dy, *z, signs, into.dz, into.dup, into.h, dbias, dup_bias, dparam)
-            _launch(library, kernel, dy, operands, dropout, (m, n, *strides, width), matrices, values)
+            _launch(library, kernel, geometry, dy, operands, dropout, (m, n, *strides, width), matrices, values)
     return into._replace(
         dbias=dbias if dbias is None else dbias.sum(0), dparam=dparam if dparam is None else dparam.sum(0)
     )
@@ -137,8 +137,8 @@ def mask(library: Library, factors: Any, dropout: tuple) -> None:
             kernel(*_geometry(kernel, m, n), (np.uint64(library.pointer(factors)), *arguments))
 
 
-def _launch(library: Library, kernel, like, operands, dropout, sizes, matrices, values: tuple) -> None:
-    """Launch over [M, N] = sizes[:2], by 16-byte vectors where all matrices allow it."""
+def _launch(library: Library, kernel, geometry, like, operands, dropout, sizes, matrices, values: tuple) -> None:
+    """Launch the kernel, by 16-byte vectors where all matrices allow it."""
     real = np.float64 if dtype_of(like) == "float64" else np.float32
     vector = all(
         library.pointer(t) % 16 == 0 and (t.shape[0] == 1 or library.strides(t)[0] * t.itemsize % 16 == 0)
@@ -154,7 +154,7 @@ def _launch(library: Library, kernel, like, operands, dropout, sizes, matrices, 
         else:
             params += [_pointer(library, array), np.int64(array.ndim > 0 and array.shape[0] > 1)]
     kernel(
-        *_geometry(kernel, *sizes[:2]),
+        *geometry,
         (
             *(_pointer(library, operand) for operand in (*operands, seed)), np.int64(threshold), real(scale),
             *map(np.int64, sizes), np.int64(vector), *params,
@@ -170,23 +170,19 @@ def _geometry(kernel: Any, m: int, n: int) -> tuple[tuple[int, int], tuple[int, 
     """(grid, block) for the current device: threads along the columns' groups in x, along the rows in y; the grid the other way round,
     since rows are many. No more rows of blocks than run at a time: further rows are a thread's next ones, and its sums are few.
     """
+    import cupy
+
     groups = -(-n // WIDTH)
     across = min(32, 1 << max(groups - 1, 0).bit_length())
     down = BLOCK // across
     columns = max(1, min(-(-groups // across), 2**16 - 1))
-    rows = max(1, min(-(-m // down), _blocks(kernel) // columns))
+    rows = max(1, min(-(-m // down), _blocks(kernel, cupy.cuda.runtime.getDevice()) // columns))
     return (rows, columns), (across, down)
 
 
-def _blocks(kernel: Any) -> int:
-    """As many of the kernel's as the current device runs at a time."""
-    import cupy
-
-    return _blocks_on(kernel, cupy.cuda.runtime.getDevice())
-
-
 @functools.cache
-def _blocks_on(kernel: Any, device: int) -> int:
+def _blocks(kernel: Any, device: int) -> int:
+    """As many of the kernel's as that device, which is the current one, runs at a time."""
     import cupy
 
     at_a_time = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(kernel.kernel.ptr, BLOCK, 0)

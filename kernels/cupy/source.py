@@ -76,7 +76,7 @@ def vocabulary(dtype: str) -> dict[str, Any]:
     return {**PRINTING, **{name: bind(primitive, PRINTING) for name, primitive in FAST.get(dtype, {}).items()}}
 
 
-def function(name: str, formula: Callable, dtype: str = "float32") -> str:
+def function(name: str, formula: Callable, dtype: str) -> str:
     """The formula for results of that dtype as a C function of that name: `real` arguments, `real` result."""
     statements: list[str] = []
     count = formula.__code__.co_argcount

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from epilogue import ACTIVATIONS
+from epilogue.approximations import APPROXIMATIONS, FAST
 from epilogue.vocabulary import NUMPY, PRIMITIVES
 
 FORMULAS = [
@@ -14,6 +15,9 @@ FORMULAS = [
     for entry in ACTIVATIONS.values()
     for formula in (entry.value, *entry.derivatives.values(), *(formula for formula, *_ in entry.from_output))
 ]
+
+FAST_FORMS = sorted({form for forms in FAST.values() for form in forms.values()}, key=lambda form: form.__name__)
+CALLED = {*PRIMITIVES, *APPROXIMATIONS}
 
 
 def check(source: str) -> None:
@@ -23,7 +27,7 @@ def check(source: str) -> None:
     args = tree.args
     assert not any((args.posonlyargs, args.kwonlyargs, args.vararg, args.kwarg)), "plain arguments alone"
     known = {arg.arg for arg in args.args}
-    assert not known & set(PRIMITIVES), "an argument hides a primitive"
+    assert not known & CALLED, "an argument hides a primitive"
     body = tree.body[1:] if ast.get_docstring(tree) else tree.body
     *assignments, last = body
     for statement in assignments:
@@ -31,7 +35,7 @@ def check(source: str) -> None:
         (target,) = statement.targets
         assert isinstance(target, ast.Name), ast.dump(target)
         check_expression(statement.value, known)
-        assert target.id not in known | set(PRIMITIVES), f"{target.id} has a value already"
+        assert target.id not in known | CALLED, f"{target.id} has a value already"
         known.add(target.id)
     assert isinstance(last, ast.Return), "the last statement returns"
     check_expression(last.value, known)
@@ -52,14 +56,14 @@ def check_expression(node: ast.expr | None, known: set[str]) -> None:
             for operand in (left, right, yes, no):
                 check_expression(operand, known)
         case ast.Call(ast.Name(name), operands, []):
-            assert name in PRIMITIVES and name != "where", f"{name} is no primitive of values"  # noqa: PT018
+            assert name in CALLED and name != "where", f"{name} is no primitive of values"  # noqa: PT018
             for operand in operands:
                 check_expression(operand, known)
         case _:
             raise AssertionError(f"not in the grammar: {ast.dump(node) if node else node}")
 
 
-@pytest.mark.parametrize("formula", FORMULAS, ids=lambda formula: formula.__name__)
+@pytest.mark.parametrize("formula", [*FORMULAS, *FAST_FORMS], ids=lambda formula: formula.__name__)
 def test_formula_keeps_to_the_grammar(formula):
     source = inspect.getsource(formula)
     check(source[source.index("def ") :])
@@ -99,7 +103,9 @@ def test_the_grammar_refuses(body):
 
 def test_formulas_have_unique_names():
     """Triton merges device functions of one module and name: the second would silently be the first."""
-    assert [name for name, count in Counter(formula.__name__ for formula in FORMULAS).items() if count > 1] == []
+    assert [
+        name for name, count in Counter(formula.__name__ for formula in (*FORMULAS, *FAST_FORMS)).items() if count > 1
+    ] == []
 
 
 @pytest.mark.parametrize("entry", ACTIVATIONS.values(), ids=repr)
@@ -119,6 +125,7 @@ def test_the_vocabulary_is_complete():
     used = {name for formula in FORMULAS for name in formula.__code__.co_names}
     assert used <= set(PRIMITIVES)
     assert all(callable(primitive) for primitive in NUMPY.values())
+    assert all(form.__code__.co_names and {*form.__code__.co_names} <= CALLED for form in FAST_FORMS)
 
 
 @pytest.mark.parametrize("formula", FORMULAS, ids=lambda formula: formula.__name__)

@@ -14,9 +14,8 @@ GPU = epilogue.cupy.missing() is None
 
 def forget() -> None:
     """What was found out of one CuPy does not hold for another."""
-    for cached in (epilogue.cupy.missing, launch.compiled, launch.cupy_library):
-        cached.cache_clear()
-    for cached in (epilogues._installed, epilogues._refusal, cublaslt._handle, cublaslt._algorithm, launch._blocks_on):
+    kernels = (epilogue.cupy.missing, launch.compiled, launch.cupy_library, launch._blocks)
+    for cached in (*kernels, epilogues._installed, epilogues._refusal, cublaslt._handle, cublaslt._algorithm):
         cached.cache_clear()
 
 

@@ -94,7 +94,7 @@ def test_the_compiler_speaks(architecture):
 
 
 def test_a_printed_formula():
-    assert function("grad", ACTIVATIONS["silu"].derivatives["x"]) == (
+    assert function("grad", ACTIVATIONS["silu"].derivatives["x"], "float32") == (
         "INLINE real grad(real x0) {\n"
         "  const real t0 = sigmoid_(x0);\n"
         "  const real t1 = (real)1.0 - t0;\n"
@@ -104,8 +104,8 @@ def test_a_printed_formula():
         "  return t4;\n"
         "}\n"
     )
-    assert "return (real)1.0;" in function("grad", ACTIVATIONS["identity"].derivatives["x"])
-    assert "const real t0 = x0 > (real)0.0 ? x0 : (real)-2.0;" in function("value", _where)
+    assert "return (real)1.0;" in function("grad", ACTIVATIONS["identity"].derivatives["x"], "float32")
+    assert "const real t0 = x0 > (real)0.0 ? x0 : (real)-2.0;" in function("value", _where, "float32")
 
 
 def test_fast_forms_write_themselves_out():
@@ -139,9 +139,9 @@ def _power(x):
 
 def test_what_is_no_formula_raises():
     with pytest.raises(TypeError, match="straight-line: it chooses with where"):
-        function("value", _branches)
+        function("value", _branches, "float32")
     with pytest.raises(TypeError, match="unsupported operand"):
-        function("value", _power)
+        function("value", _power, "float32")
 
 
 def test_the_source_is_ascii_and_names_no_activation():
