@@ -119,7 +119,8 @@ def last_column(tensor):
     ("what", "which", "message"),
     [(FORWARD, 0, "y: "), (MLP, 0, "the gradient of z: "), (MLP, 1, "y: "), (MLP, 2, "the gradient of bias: ")],
 )
-def test_who_is_wrong_gets_no_time(what, which, message, change, device):
+def test_who_is_wrong_gets_no_time(what, which, message, change, device, monkeypatch):
+    monkeypatch.setattr(bandwidth, "STRIP", 4)
     case = CASE._replace(what=what, dtype="float32")
     row = bandwidth.measured(case, {"right": PLAIN, "wrong": spoilt(which, change)}, device)
     assert row["results"]["wrong"].keys() == {"failed"}

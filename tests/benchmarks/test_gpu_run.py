@@ -143,3 +143,9 @@ def test_minutes_are_more_than_none(minutes, capsys):
         cli.main(["gpu-run", f"--minutes={minutes}"])
     assert stopped.value.code == 2
     assert "more than 0" in capsys.readouterr().err
+
+
+def test_the_sanitizers_tools(tmp_path):
+    steps = {step.name: step.command for step in gpu_run.steps(tmp_path)}
+    for name, tool in {"memcheck": "memcheck", "memcheck-cupy": "memcheck", "racecheck": "racecheck"}.items():
+        assert steps[name][steps[name].index("--tool") + 1] == tool
