@@ -119,13 +119,18 @@ def last_column(tensor):
     ("what", "which", "message"),
     [(FORWARD, 0, "y: "), (MLP, 0, "the gradient of z: "), (MLP, 1, "y: "), (MLP, 2, "the gradient of bias: ")],
 )
-def test_who_is_wrong_gets_no_time(what, which, message, change, device, monkeypatch):
-    monkeypatch.setattr(bandwidth, "STRIP", 4)
+def test_who_is_wrong_gets_no_time(what, which, message, change, device):
     case = CASE._replace(what=what, dtype="float32")
     row = bandwidth.measured(case, {"right": PLAIN, "wrong": spoilt(which, change)}, device)
     assert row["results"]["wrong"].keys() == {"failed"}
     assert row["results"]["wrong"]["failed"].startswith(message)
     assert {"us", "gbps", "of_copy"} == row["results"]["right"].keys()
+
+
+def test_every_strip_of_columns_is_checked(device, monkeypatch):
+    monkeypatch.setattr(bandwidth, "STRIP", 4)
+    row = bandwidth.measured(CASE, {"one": spoilt(0, last_column)}, device)
+    assert row["results"]["one"]["failed"].startswith("the gradient of z: ")
 
 
 def test_a_result_that_is_missing_is_wrong(device):
