@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from epilogue.catalogue import ACTIVATIONS
-from epilogue.triton.configs import GLU, POINTWISE, TABLE, Config, shared_bytes
+from epilogue.triton.configs import GLU, OPTIONS, POINTWISE, TABLE, Config, shared_bytes
 from epilogue.triton.dact import linear_dact_kernel, linear_dact_tma_kernel
 from epilogue.triton.linear import linear_fwd_kernel, linear_fwd_tma_kernel
 from epilogue.triton.operands import gradients
@@ -103,7 +103,7 @@ def compile_case(case: Case, arch: str) -> Resources:
     return _resources(compiled)
 
 
-def _arguments(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
+def _arguments(case: Case) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """(kernel, argument name -> type or compile-time value, launch options)."""
     act = ACTIVATIONS[case.activation]
     values = tuple(act.params.values())
@@ -123,12 +123,14 @@ def _arguments(case: Case) -> tuple[Any, dict[str, Any], dict[str, int]]:
         tensors |= {"dbias_ptr": "*fp32", "dup_bias_ptr": "*fp32" if up else None, "rows_per_program": "i32"}
         tensors |= dict.fromkeys(("stride_zm", "stride_dym", "stride_sm", "stride_dzm"), "i64") | {"stride_dyn": 1}
         block = dict(POINTWISE)
-        options = {"num_warps": block.pop("num_warps")}
+        options = {name: block.pop(name) for name in ("num_warps", *OPTIONS)}
         forward = case.kernel == "act_fwd"
         kernel, functions = (act_fwd_kernel, _value(case)) if forward else (act_bwd_kernel, _gradients(case))
         return kernel, {**shared, **tensors, **functions, **block}, options
     constants = case.config.constants()
-    options = {name: constants.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in constants}
+    options = {
+        name: constants.pop(name) for name in ("num_warps", "num_stages", "maxnreg", *OPTIONS) if name in constants
+    }
     shared |= {"PRECISION": case.precision, **constants}
     tma = case.kernel.endswith("_tma")
     matrices: tuple[str, ...]
@@ -245,7 +247,7 @@ def _per_element(function: Any, numbers: int, dtype: torch.dtype, arch: str, ari
         constants = {"function": function, "BLOCK": block} | ({"b_ptr": None} if arity == 1 else {})
         source = ASTSource(elementwise_kernel, signature, constants, aligned)
         target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
-        sass = _resources(triton.compile(source, target=target, options={"num_warps": 4})).sass
+        sass = _resources(triton.compile(source, target=target, options={"num_warps": 4, **OPTIONS})).sass
         opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z]\w*)", sass, re.MULTILINE)
         # Behind the kernel's end stand a branch to itself and padding.
         counts.append((len(opcodes) - opcodes.count("NOP"), opcodes.count("MUFU")))

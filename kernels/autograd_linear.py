@@ -5,30 +5,27 @@ as an autograd.Function, whose call costs half as much.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, library
+from torch import Tensor
 
 from . import eager
 from .catalogue import ACTIVATIONS, Activation
-from .operands import Operands, compute_dtype, rows_of
-from .triton import INTERPRET
-
-_NO_LEARNED = -1
-
-
-def launchers(backend: str) -> Any:
-    """The module of a backend's launchers: linear_fwd, act_bwd, linear_dact and dropout_mask."""
-    if backend == "cupy":
-        from .cupy import tensors
-
-        return tensors
-    from .triton import launchers
-
-    return launchers
+from .operands import Dropout, Operands, observed, packed, rows_of
+from .operators import (
+    as_seen,
+    by_operator,
+    cast,
+    joined,
+    launchers,
+    register,
+    serves,
+    split,
+    wanted,
+)
+from .second_order import from_inputs, from_kept, hidden_layer
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, act: Activation, values: tuple, backend: str) -> Tensor:
@@ -53,80 +50,70 @@ def _call(x, weight, up_weight, bias, up_bias, act: Activation, values: tuple, g
     learned, numbers, learned_at = split(values)
     tensors = (*cast(x, x, weight, up_weight, bias, up_bias), learned)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    keep = ("input" if gated else act.saves(values)) if save else "nothing"
-    arguments: tuple[Any, ...] = (*tensors, act.name, numbers, learned_at, gated, keep, backend)
-    if torch.compiler.is_compiling():
+    keep = ("input" if gated else act.layer_saves(values)) if save else "nothing"
+    if save and not torch.compiler.is_compiling():
+        tensors = as_seen(*tensors)
+    arguments: tuple[Any, ...] = (*tensors, None, act.name, numbers, learned_at, gated, 0.0, keep, backend)
+    if torch.compiler.is_compiling() or observed():
         return torch.ops.epilogue.linear_fwd(*arguments)[0]
     return (_Linear.apply if save else layer_forward)(*arguments)[0]
 
 
-def serves(act: Activation, values: tuple, gated: bool) -> bool:
-    """Whether the operations do: their schemas have room for one learnable tensor, and without an activation the product is cuBLAS's."""
-    return sum(isinstance(value, Tensor) for value in values) <= 1 and (gated or act.name != "identity")
-
-
-def split(values: tuple) -> tuple[Tensor | None, list[float], int]:
-    """(the learnable tensor, the numbers with 0 in its place, its place), as the schemas take parameters; `joined` undoes it."""
-    at = next((i for i, value in enumerate(values) if isinstance(value, Tensor)), _NO_LEARNED)
-    numbers = [0.0 if isinstance(value, Tensor) else value for value in values]
-    return None if at == _NO_LEARNED else values[at], numbers, at
-
-
-def joined(numbers, learned: Tensor | None, learned_at: int) -> tuple:
-    values = list(numbers)
-    if learned is not None:
-        values[learned_at] = learned
-    return tuple(values)
-
-
-def cast(x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors in the dtype of the product with x."""
-    dtype = compute_dtype(x)
-    return tuple(t.to(dtype) if t is not None and t.dtype != dtype else t for t in tensors)
-
-
 def layer_forward(
     x: Tensor, weight: Tensor, up_weight: Tensor | None, bias: Tensor | None, up_bias: Tensor | None,
-    learned: Tensor | None, activation: str, numbers: list[float], learned_at: int, gated: bool, keep: str,
-    backend: str,
+    learned: Tensor | None, seed: Tensor | None, activation: str, numbers: list[float], learned_at: int, gated: bool,
+    dropout_p: float, keep: str, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(y [..., N], z [M, N] or gate|up [M, 2N] where keep says "input", else empty)."""
+    """(y [..., N], beside it what `keep` says: z [M, N] or gate|up [M, 2N] of "input", bits [M, ⌈N/8⌉] of "sign", else empty).
+
+    With a seed y is dropped out, for an MLP's backward, which keeps nothing here.
+    """
     act, values = ACTIVATIONS[activation], joined(numbers, learned, learned_at)
-    operands = Operands(x, weight, up_weight, bias, up_bias, act, values, gated)
-    y, z = launchers(backend).linear_fwd(operands, keep)
-    return y, x.new_empty(0) if z is None else z
+    dropout = None if seed is None else Dropout(dropout_p, seed)
+    operands = Operands(x, weight, up_weight, bias, up_bias, act, values, gated, dropout)
+    y, kept = launchers(backend).linear_fwd(operands, keep)
+    return y, x.new_empty(0) if kept is None else kept
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, weight, up_weight, bias, up_bias, learned, activation, numbers, learned_at, gated, keep, backend = inputs
+    x, weight, up_weight, bias, up_bias, learned, seed, *ctx.call, _, keep, backend = inputs
+    assert seed is None
     ctx.set_materialize_grads(False)
-    saved = {"input": output[1], "output": output[0], "nothing": None}[keep]
+    saved = {"output": output[0], "nothing": None}.get(keep, output[1])
     keeps_x = any(ctx.needs_input_grad[1:3]) or keep == "nothing"  # a frozen weight costs no x
     ctx.save_for_backward(saved, x if keeps_x else None, weight, up_weight, bias, up_bias, learned)
-    ctx.activation, ctx.numbers, ctx.learned_at, ctx.gated = activation, numbers, learned_at, gated
-    ctx.leading, ctx.backend = x.shape[:-1], backend
+    ctx.leading, ctx.keep, ctx.backend = x.shape[:-1], keep, backend
 
 
-def _backward(ctx, dy: Tensor | None, dz_unused: Tensor | None, pointwise: Any) -> tuple:
-    """Gradients of `layer_forward`'s six tensors; `pointwise` is `_pointwise`, as a function or as an operator."""
-    if dy is None:
-        return (None,) * 12
+def _backward(ctx, dy: Tensor | None, dz_more: Tensor | None, pointwise: Any) -> tuple:
+    """Gradients of `layer_forward`'s six tensors; `pointwise` is `_pointwise`, as a function or as an operator.
+
+    dz_more: the gradient of the z that forward returned, which second derivatives bring.
+    """
+    if dy is None and dz_more is None:
+        return (None,) * 14
     saved, x, weight, up_weight, bias, up_bias, learned = ctx.saved_tensors
-    needs = ctx.needs_input_grad[:6]
-    if torch.is_grad_enabled() or saved is None:
-        act = ACTIVATIONS[ctx.activation]
+    needs = wanted(ctx, [t is not None for t in (weight, weight, up_weight, bias, up_bias, learned)])
+    activation, numbers, learned_at, gated = ctx.call
+    act, values = ACTIVATIONS[activation], joined(numbers, learned, learned_at)
+    if saved is None:
 
         def operation(x, weight, up_weight, bias, up_bias, learned):
-            return hidden_layer(
-                x, weight, up_weight, bias, up_bias, act, joined(ctx.numbers, learned, ctx.learned_at), ctx.gated
-            )
+            return hidden_layer(x, weight, up_weight, bias, up_bias, act, joined(numbers, learned, learned_at), gated)
 
-        return *differentiable(operation, (x, weight, up_weight, bias, up_bias, learned), needs, dy), *(None,) * 6
+        return *from_inputs(operation, (x, weight, up_weight, bias, up_bias, learned), needs, dy), *(None,) * 8
+    if dy is None:
+        dy = dz_more.new_zeros(dz_more.shape[0], dz_more.shape[1] // (1 + gated))  # type: ignore[union-attr]
     dy = rows_of(dy.resolve_neg())  # autograd of complex numbers negates lazily, by a bit that a kernel cannot see
-    wanted = [any(needs[:3]), any(needs[3:5]), needs[5]]
-    call = (ctx.activation, ctx.numbers, ctx.learned_at, ctx.gated, wanted, ctx.backend)
-    dz, dbias, dlearned = pointwise(dy, saved, learned, *call)
-    return *layer_gradients(dz, dbias, dlearned, x, weight, up_weight, learned, needs, ctx.leading), *(None,) * 6
+    if torch.is_grad_enabled() or dz_more is not None:
+        kept = rows_of(saved) if ctx.keep == "output" else saved
+        _, dz, dlearned = from_kept(dy, kept, ctx.keep, learned, act, values, gated)
+        dz = dz if dz_more is None else dz + dz_more
+        dbias = dz.sum(0)
+    else:
+        sums = [any(needs[:3]), any(needs[3:5]), needs[5]]
+        dz, dbias, dlearned = pointwise(dy, saved, learned, *ctx.call, ctx.keep, sums, ctx.backend)
+    return *layer_gradients(dz, dbias, dlearned, x, weight, up_weight, learned, needs, ctx.leading), *(None,) * 8
 
 
 def layer_gradients(dz, dbias, dlearned, x, weight, up_weight, learned, needs, leading) -> tuple:
@@ -149,50 +136,28 @@ def layer_gradients(dz, dbias, dlearned, x, weight, up_weight, learned, needs, l
     return dx, dw, dup, dbias, dup_bias, dlearned if needs[5] else None
 
 
-def hidden_layer(x, weight, up_weight, bias, up_bias, act: Activation, values: tuple, gated: bool) -> Tensor:
-    """What the kernels compute, in plain torch operations."""
-    if up_weight is not None:
-        return eager.glu(x, (weight, up_weight), (bias, up_bias), act, values)
-    return (eager.glu if gated else eager.linear)(x, weight, bias, act, values)
-
-
-def differentiable(operation: Callable, inputs: tuple, needs, dy: Tensor) -> tuple:
-    """The gradients in plain torch operations, from the inputs: of a backward that will be differentiated, or that has no saved z."""
-    if inputs[0] is None:
-        raise RuntimeError(
-            "second derivatives of an epilogue operation need its input, which is not kept for backward while the weight is frozen; "
-            "let the weight require grad, or give float64 tensors"
-        )
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Views, so that the gradients stop here: an input may be computed from another, or be given twice.
-        inputs = tuple(None if t is None else t.view_as(t) for t in inputs)
-        wanted = [t for t, needed in zip(inputs, needs, strict=True) if t is not None and needed]
-        grads = iter(torch.autograd.grad(operation(*inputs), wanted, dy, create_graph=create_graph))
-    return tuple(next(grads) if needed else None for needed in needs)
-
-
 def _pointwise(
     dy: Tensor, saved: Tensor, learned: Tensor | None, activation: str, numbers: list[float], learned_at: int,
-    gated: bool, needs: list[bool], backend: str,
+    gated: bool, keep: str, needs: list[bool], backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dz, dbias, dparam) of act_bwd, empty tensors where not needed."""
     act, values = ACTIVATIONS[activation], joined(numbers, learned, learned_at)
-    kept = "input" if gated else act.saves(values)
-    wanted = (needs[0], False, *needs[1:])
-    dz, _, *sums = launchers(backend).act_bwd(dy, rows_of(saved), kept, act, values, gated, None, wanted)
-    results = (dz, *sums)
-    return tuple(dy.new_empty(0) if r is None else r for r in results)  # type: ignore[return-value]
+    results = (needs[0], False, *needs[1:])
+    dz, _, *sums = launchers(backend).act_bwd(dy, rows_of(saved), keep, act, values, gated, None, results)
+    return tuple(dy.new_empty(0) if r is None else r for r in (dz, *sums))  # type: ignore[return-value]
 
 
 def _forward_on_cpu(
-    x, weight, up_weight, bias, up_bias, learned, activation, numbers, learned_at, gated, keep, backend
+    x, weight, up_weight, bias, up_bias, learned, seed, activation, numbers, learned_at, gated, dropout_p, keep, backend
 ) -> tuple[Tensor, Tensor]:
     """`layer_forward` in plain torch operations: for a graph that was made on a GPU and runs without one."""
+    assert seed is None
     act, values = ACTIVATIONS[activation], joined(numbers, learned, learned_at)
     weight, up_weight, bias, up_bias = Operands(x, weight, up_weight, bias, up_bias, act, values, gated).halves()
     z = [F.linear(x, weight, bias)] + ([] if up_weight is None else [F.linear(x, up_weight, up_bias)])
     y = eager.apply(act.gated if gated else act, values, *z)
+    if keep == "sign":
+        return y, packed(rows_of(y))
     return y, rows_of(torch.cat(z, -1)) if keep == "input" else x.new_empty(0)
 
 
@@ -201,24 +166,28 @@ class _Linear(torch.autograd.Function):
     setup_context = staticmethod(_setup_context)
 
     @staticmethod
-    def backward(ctx, dy, dz_unused):
-        return _backward(ctx, dy, dz_unused, torch.ops.epilogue.linear_bwd if batched(dy) else _pointwise)
+    def backward(ctx, dy, dz_more):
+        return _backward(ctx, dy, dz_more, torch.ops.epilogue.linear_bwd if by_operator(dy) else _pointwise)
 
 
-def batched(dy: Tensor | None) -> bool:
-    """A batch of gradients (is_grads_batched) needs the operator, which torch knows how to run row by row."""
-    return dy is not None and torch._C._functorch.is_legacy_batchedtensor(dy)
+def kept_like(x: Tensor, n: int, gated: bool, keep: str) -> Tensor:
+    """Of the shape and dtype of what a layer of n features keeps beside its result."""
+    m = math.prod(x.shape[:-1])
+    if keep == "sign":
+        return x.new_empty(m, (n + 7) // 8, dtype=torch.uint8)
+    return x.new_empty(m, 2 * n if gated else n) if keep == "input" else x.new_empty(0)
 
 
 def _fake_forward(
-    x, weight, up_weight, bias, up_bias, learned, activation, numbers, learned_at, gated, keep, backend
+    x, weight, up_weight, bias, up_bias, learned, seed, activation, numbers, learned_at, gated, dropout_p, keep, backend
 ) -> tuple[Tensor, Tensor]:
     n = weight.shape[0] // 2 if gated and up_weight is None else weight.shape[0]
-    y = x.new_empty(*x.shape[:-1], n)
-    return y, x.new_empty(math.prod(x.shape[:-1]), 2 * n if gated else n) if keep == "input" else x.new_empty(0)
+    return x.new_empty(*x.shape[:-1], n), kept_like(x, n, gated, keep)
 
 
-def _fake_pointwise(dy, saved, learned, activation, numbers, learned_at, gated, needs, backend) -> tuple[Tensor, ...]:
+def _fake_pointwise(
+    dy, saved, learned, activation, numbers, learned_at, gated, keep, needs, backend
+) -> tuple[Tensor, ...]:
     (m, n), width = dy.shape, dy.shape[1] * (2 if gated else 1)
     shapes = ((m, width), (width,), (n,))
     dtypes = (dy.dtype, torch.float32, torch.float32)
@@ -228,38 +197,22 @@ def _fake_pointwise(dy, saved, learned, activation, numbers, learned_at, gated, 
     )
 
 
-def _operator_backward(ctx, dy, dz_unused):
-    return _backward(ctx, dy, dz_unused, torch.ops.epilogue.linear_bwd)
+def layer_flops(x, weight, up_weight, *others, **more) -> int:
+    """Of the products with the weights, as torch counts its own: pointwise work is free."""
+    return 2 * math.prod(x[:-1]) * math.prod(weight) * (1 if up_weight is None else 2)
 
 
-_operators = library.Library("epilogue", "FRAGMENT")
-
-
-def register(
-    schema: str, kernels: Callable, fake: Callable, on_cpu: Callable | None = None, backward: Callable | None = None,
-    setup_context: Callable | None = None,
-) -> None:  # fmt: skip
-    """Make the operator known to torch: what runs it on the kernels' devices, what gives its results' shapes and dtypes to compilers, what
-    runs it on a CPU without kernels, and how it is differentiated.
-    """
-    name = schema.partition("(")[0]
-    _operators.define(schema)
-    for device in ("CPU", "CUDA") if INTERPRET else ("CUDA",):
-        _operators.impl(name, kernels, device)
-    if on_cpu and not INTERPRET:
-        _operators.impl(name, on_cpu, "CPU")
-    library.register_fake(f"epilogue::{name}", fake, lib=_operators)
-    if backward:
-        library.register_autograd(f"epilogue::{name}", backward, setup_context=setup_context, lib=_operators)
+def _operator_backward(ctx, dy, dz_more):
+    return _backward(ctx, dy, dz_more, torch.ops.epilogue.linear_bwd)
 
 
 register(
-    "linear_fwd(Tensor x, Tensor weight, Tensor? up_weight, Tensor? bias, Tensor? up_bias, Tensor? learned, str activation, "
-    "float[] numbers, int learned_at, bool gated, str keep, str backend) -> (Tensor, Tensor)",
-    layer_forward, _fake_forward, _forward_on_cpu, _operator_backward, _setup_context,
+    "linear_fwd(Tensor x, Tensor weight, Tensor? up_weight, Tensor? bias, Tensor? up_bias, Tensor? learned, Tensor? seed, "
+    "str activation, float[] numbers, int learned_at, bool gated, float dropout_p, str keep, str backend) -> (Tensor, Tensor)",
+    layer_forward, _fake_forward, layer_flops, _forward_on_cpu, _operator_backward, _setup_context,
 )  # fmt: skip
 register(
     "linear_bwd(Tensor dy, Tensor saved, Tensor? learned, str activation, float[] numbers, int learned_at, bool gated, "
-    "bool[] needs, str backend) -> (Tensor, Tensor, Tensor)",
-    _pointwise, _fake_pointwise,
+    "str keep, bool[] needs, str backend) -> (Tensor, Tensor, Tensor)",
+    _pointwise, _fake_pointwise, lambda *shapes, **more: 0,
 )  # fmt: skip

@@ -12,21 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import eager
-from .autograd_linear import (
-    batched,
+from .autograd_linear import kept_like, layer_flops, layer_forward, layer_gradients
+from .catalogue import ACTIVATIONS, Activation
+from .operands import Dropout, Operands, draw_seed, observed, rows_of
+from .operators import (
+    as_seen,
+    by_operator,
     cast,
-    differentiable,
-    hidden_layer,
     joined,
     launchers,
-    layer_forward,
-    layer_gradients,
     register,
     serves,
     split,
+    wanted,
 )
-from .catalogue import ACTIVATIONS, Activation
-from .operands import Dropout, Operands, draw_seed, rows_of
+from .second_order import from_inputs, from_kept, hidden_layer
 
 
 def mlp(
@@ -63,9 +63,11 @@ def _call(
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*layer, *down))
     seed = draw_seed(x.device) if dropout_p else None
     keep = _keep(layer, down[0], act, values, gated, bool(dropout_p), recompute) if save else "nothing"
+    if save and not torch.compiler.is_compiling():
+        layer, down = as_seen(*layer), as_seen(*down)
     call = (act.name, numbers, learned_at, gated, float(dropout_p), keep, backend)
     arguments: tuple[Any, ...] = (*layer, *down, seed, *call)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or observed():
         return torch.ops.epilogue.mlp_fwd(*arguments)[0]
     return (_MLP.apply if save else _forward)(*arguments)[0]
 
@@ -115,29 +117,71 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.leading = x.shape[:-1]
 
 
-def _backward(ctx, dy: Tensor | None, dkept_unused: Tensor | None, dact: Any, again: Any) -> tuple:
-    """Gradients of `_forward`'s eight tensors; dact is linear_dact and `again` linear_fwd, as functions or as operators."""
-    if dy is None:
+def _backward(ctx, dy: Tensor | None, dkept: Tensor | None, dact: Any, again: Any) -> tuple:
+    """Gradients of `_forward`'s eight tensors; dact is linear_dact and `again` linear_fwd, as functions or as operators.
+
+    dkept: the gradient of what forward kept, which second derivatives bring.
+    """
+    if dy is None and dkept is None:
         return (None,) * 16
-    saved, *layer, down_weight, down_bias, seed = ctx.saved_tensors
-    needs, keep = ctx.needs_input_grad, ctx.keep
-    if torch.is_grad_enabled() and any(needs[:7]):
-        inputs = (*layer, down_weight, down_bias)
-        return *differentiable(_unfused(ctx, seed), inputs, needs[:8], dy), *(None,) * 8
-    if saved is None and any(needs[:7]):
-        saved, keep = again(*layer, *ctx.call, "input", ctx.backend)[1], "input"
-    x, weight, up_weight, _, _, learned = layer
+    kept, *layer, down_weight, down_bias, seed = ctx.saved_tensors
+    x, weight, up_weight, bias, up_bias, learned = layer
+    given = (weight, weight, up_weight, bias, up_bias, learned, down_weight, down_bias)
+    needs, keep = wanted(ctx, [t is not None for t in given]), ctx.keep
+    if dy is None:
+        dy = dkept.new_zeros(*ctx.leading, down_weight.shape[0])  # type: ignore[union-attr]
+    differentiated = torch.is_grad_enabled() or dkept is not None
+    if kept is None and any(needs[:7]) and differentiated:
+        return *from_inputs(_unfused(ctx, seed), (*layer, down_weight, down_bias), needs, dy), *(None,) * 8
     dy = rows_of(dy.resolve_neg())  # autograd of complex numbers negates lazily, by a bit that a kernel cannot see
-    h, gradients = saved, (None,) * 6
-    if any(needs[:6]) or keep == "input":
-        wanted = [keep == "input" and needs[6], needs[3] or needs[4], needs[5]]
-        dz, h_again, dbias, dlearned = dact(
-            dy, down_weight, saved, learned, seed, *ctx.call, ctx.dropout_p, keep, wanted, ctx.backend
-        )
-        h = h_again if keep == "input" else saved
+    h, gradients = kept, (None,) * 6
+    if kept is None and any(needs[:6]):
+        kept, keep = again(*layer, None, *ctx.call, 0.0, "input", ctx.backend)[1], "input"
+    elif kept is None and needs[6]:
+        h = rows_of(again(*layer, seed, *ctx.call, ctx.dropout_p, "nothing", ctx.backend)[0])
+    if kept is not None and any(needs[:6]):
+        if differentiated:
+            h, dz, dbias, dlearned = _differentiable_dact(ctx, dy, dkept, kept, learned, down_weight, seed)
+        else:
+            results = [keep == "input" and needs[6], needs[3] or needs[4], needs[5]]
+            dz, h_again, dbias, dlearned = dact(
+                dy, down_weight, kept, learned, seed, *ctx.call, ctx.dropout_p, keep, results, ctx.backend
+            )
+            h = h_again if keep == "input" else kept
         gradients = layer_gradients(dz, dbias, dlearned, x, weight, up_weight, learned, needs[:6], ctx.leading)
+    elif kept is not None and keep == "input" and needs[6]:
+        h = _hidden(ctx, kept, learned, seed)
     ddown = dy.t() @ h if needs[6] else None
     return *gradients, ddown, dy.sum(0) if needs[7] else None, *(None,) * 8
+
+
+def _differentiable_dact(ctx, dy: Tensor, dkept: Tensor | None, kept: Tensor, learned, down_weight: Tensor, seed):
+    """(h, dz, dbias, dparam) of linear_dact, in plain torch operations on what was kept."""
+    activation, numbers, learned_at, gated = ctx.call
+    act, values = ACTIVATIONS[activation], joined(numbers, learned, learned_at)
+    dh = dy @ down_weight
+    if dkept is not None and ctx.keep == "output":
+        dh, dkept = dh + dkept, None
+    mask = None if seed is None else _mask(ctx, seed, *dh.shape).to(dh.dtype)
+    dh = dh if mask is None else dh * mask
+    h, dz, dlearned = from_kept(dh, kept, ctx.keep, learned, act, values, gated)
+    if mask is not None and ctx.keep == "input":
+        h = h * mask
+    dz = dz if dkept is None else dz + dkept
+    return h, dz, dz.sum(0), dlearned
+
+
+def _hidden(ctx, z: Tensor, learned, seed: Tensor | None) -> Tensor:
+    """h from what was kept, where it alone is wanted of linear_dact: without that product."""
+    activation, numbers, learned_at, gated = ctx.call
+    act, values = ACTIVATIONS[activation], joined(numbers, learned, learned_at)
+    h = eager.apply(act.gated, values, *z.chunk(2, -1)) if gated else eager.apply(act, values, z)
+    return h if seed is None else h * _mask(ctx, seed, *h.shape).to(h.dtype)
+
+
+def _mask(ctx, seed: Tensor, m: int, n: int) -> Tensor:
+    """The factors of forward's dropout [m, n], float32."""
+    return launchers(ctx.backend).dropout_mask(Dropout(ctx.dropout_p, seed), m, n)
 
 
 def _unfused(ctx, seed: Tensor | None):
@@ -148,9 +192,7 @@ def _unfused(ctx, seed: Tensor | None):
         values = joined(numbers, learned, learned_at)
         h = hidden_layer(x, weight, up_weight, bias, up_bias, ACTIVATIONS[activation], values, gated)
         if seed is not None:
-            m, n = math.prod(h.shape[:-1]), h.shape[-1]
-            mask = launchers(ctx.backend).dropout_mask(Dropout(ctx.dropout_p, seed), m, n)
-            h = h * mask.to(h.dtype).view(h.shape)
+            h = h * _mask(ctx, seed, math.prod(h.shape[:-1]), h.shape[-1]).to(h.dtype).view(h.shape)
         return F.linear(h, down_weight, down_bias)
 
     return operation
@@ -187,26 +229,22 @@ class _MLP(torch.autograd.Function):
     setup_context = staticmethod(_setup_context)
 
     @staticmethod
-    def backward(ctx, dy, dkept_unused):
-        if batched(dy):
-            return _operator_backward(ctx, dy, dkept_unused)
-        return _backward(ctx, dy, dkept_unused, _dact, layer_forward)
+    def backward(ctx, dy, dkept):
+        if by_operator(dy):
+            return _operator_backward(ctx, dy, dkept)
+        return _backward(ctx, dy, dkept, _dact, layer_forward)
 
 
-def _operator_backward(ctx, dy, dkept_unused):
-    return _backward(ctx, dy, dkept_unused, torch.ops.epilogue.linear_dact, torch.ops.epilogue.linear_fwd)
+def _operator_backward(ctx, dy, dkept):
+    return _backward(ctx, dy, dkept, torch.ops.epilogue.linear_dact, torch.ops.epilogue.linear_fwd)
 
 
 def _fake_forward(
     x, weight, up_weight, bias, up_bias, learned, down_weight, down_bias, seed, activation, numbers, learned_at, gated,
     dropout_p, keep, backend,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    m, n = math.prod(x.shape[:-1]), down_weight.shape[1]
-    y = x.new_empty(*x.shape[:-1], down_weight.shape[0])
-    if keep == "sign":
-        return y, x.new_empty(m, (n + 7) // 8, dtype=torch.uint8)
-    width = 2 * n if gated and keep == "input" else n
-    return y, x.new_empty(0) if keep == "nothing" else x.new_empty(m, width)
+    y, n = x.new_empty(*x.shape[:-1], down_weight.shape[0]), down_weight.shape[1]
+    return y, x.new_empty(math.prod(x.shape[:-1]), n) if keep == "output" else kept_like(x, n, gated, keep)
 
 
 def _fake_dact(
@@ -223,14 +261,18 @@ def _fake_dact(
     return dy.new_empty(m, width), h, dbias, dparam
 
 
+def _flops(x, weight, up_weight, bias, up_bias, learned, down_weight, *others, **more) -> int:
+    return layer_flops(x, weight, up_weight) + layer_flops((*x[:-1], down_weight[1]), down_weight, None)
+
+
 register(
     "mlp_fwd(Tensor x, Tensor weight, Tensor? up_weight, Tensor? bias, Tensor? up_bias, Tensor? learned, Tensor down_weight, "
     "Tensor? down_bias, Tensor? seed, str activation, float[] numbers, int learned_at, bool gated, float dropout_p, str keep, "
     "str backend) -> (Tensor, Tensor)",
-    _forward, _fake_forward, _forward_on_cpu, _operator_backward, _setup_context,
+    _forward, _fake_forward, _flops, _forward_on_cpu, _operator_backward, _setup_context,
 )  # fmt: skip
 register(
     "linear_dact(Tensor dy, Tensor down_weight, Tensor saved, Tensor? learned, Tensor? seed, str activation, float[] numbers, "
     "int learned_at, bool gated, float dropout_p, str keep, bool[] needs, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
-    _dact, _fake_dact,
+    _dact, _fake_dact, lambda dy, down_weight, *others, **more: layer_flops(dy, down_weight, None),
 )  # fmt: skip

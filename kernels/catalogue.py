@@ -58,7 +58,7 @@ class Activation:
     gated_name: str = ""
     gate: "Activation | None" = None
     derivatives: dict[str, Formula] = field(default_factory=_Derivatives)
-    from_output: list[tuple[Formula, Callable[..., bool], bool]] = field(default_factory=list)
+    from_output: list[tuple[Formula, Callable[..., bool], bool, bool]] = field(default_factory=list)
     gated: "Activation" = field(init=False)
     """The gated variant a, b -> value(a) · b of an elementwise activation; a pair is its own."""
 
@@ -106,23 +106,29 @@ class Activation:
 
     def output_derivative(self, values: tuple) -> Formula | None:
         """The derivative written in y = value(x), where it holds for these parameters: then y is all that backward needs."""
-        formula, _ = self._from_output(values)
-        return formula
+        return self._from_output(values)[0]
 
     def sign_suffices(self, values: tuple) -> bool:
         """Whether the output derivative needs no more of y than whether it is positive: one bit."""
         return self._from_output(values)[1]
 
-    def _from_output(self, values: tuple) -> tuple[Formula | None, bool]:
+    def _from_output(self, values: tuple) -> tuple[Formula | None, bool, bool]:
         if all(isinstance(value, float) for value in values):
-            for formula, holds, sign in self.from_output:
+            for formula, holds, sign, torchs in self.from_output:
                 if holds(*values):
-                    return formula, sign
-        return None, False
+                    return formula, sign, torchs
+        return None, False, False
 
     def saves(self, values: tuple) -> str:
         """What backward needs: "output" (y) or "input" (the pre-activation z)."""
         return "output" if self.output_derivative(values) else "input"
+
+    def layer_saves(self, values: tuple) -> str:
+        """What backward of a single layer keeps, whose y the caller holds and may write to: "output" where torch's own keeps y as well
+        (and raises then), "sign" where one bit of y does, else "input".
+        """
+        _, sign, torchs = self._from_output(values)
+        return "output" if torchs else "sign" if sign else "input"
 
 
 def formulas(act: Activation, values: tuple, kept: str) -> dict[str, Formula | None]:
@@ -213,18 +219,20 @@ def exact_in_half(value: float) -> bool:
 
 
 def derivative_of(
-    entry: Activation, wrt: str | None = None, *, output: bool | Callable[..., bool] = False, sign: bool = False
-) -> Callable[[Formula], Formula]:
+    entry: Activation, wrt: str | None = None, *, output: bool | Callable[..., bool] = False, sign: bool = False,
+    torchs: bool = False,
+) -> Callable[[Formula], Formula]:  # fmt: skip
     """Decorator: the function is the derivative of `entry`.
 
     wrt: the operand or parameter (default: the only operand); a parameter with a derivative is learnable. output: the formula is
-    written in y, not x; True, or a predicate of the parameters that says when y determines the derivative. sign: and it needs no more
-    of y than whether y > 0, so that 1.0 and 0.0 may stand for y (and 0.0 for NaN).
+    written in y, not x; True, or a predicate of the parameters that says when y determines the derivative, rounded to 16 bits too. sign:
+    and it needs no more of y than whether y > 0, so that 1.0 and 0.0 may stand for y (and 0.0 for NaN). torchs: torch's own backward is
+    written in y as well, so that who writes to a layer's y is used to an error.
     """
 
     def register(formula: Formula) -> Formula:
         if output:
-            entry.from_output.append((formula, output if callable(output) else lambda *values: True, sign))
+            entry.from_output.append((formula, output if callable(output) else lambda *values: True, sign, torchs))
         else:
             entry.add_derivative(wrt or entry.operands[0], formula)
         return formula

@@ -13,6 +13,15 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.checkpoint import checkpoint
 
 from .catalogue import Activation
+from .vocabulary import PRIMITIVES
+
+VOCABULARY: dict[str, Callable] = {
+    **{name: getattr(torch, name) for name in PRIMITIVES if name not in ("maximum", "minimum", "normal_cdf")},
+    "maximum": lambda a, b: torch.maximum(torch.as_tensor(a), torch.as_tensor(b)),
+    "minimum": lambda a, b: torch.minimum(torch.as_tensor(a), torch.as_tensor(b)),
+    "normal_cdf": torch.special.ndtr,
+}
+"""The primitives of formulas, on torch tensors."""
 
 
 def is_plain(tensor: Tensor) -> bool:

@@ -195,6 +195,9 @@ def load_torch(torch: Any) -> None:
     from . import eager as _eager
     from . import triton as _triton
 
+    if _triton.INTERPRET or torch.version.cuda:
+        from . import autograd as autograd  # a FLOP counter knows the operators that were there when it was made
+
     learn_functions(torch)
 
 

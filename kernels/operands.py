@@ -21,15 +21,22 @@ def unserved(x: Tensor, weight: Any) -> str | None:
         return "a tensor subclass runs plain torch operations"
     if any(tensor.layout is not torch.strided for tensor in tensors):
         return "sparse tensors run plain torch operations"
+    # Before the tracer's question: a compiler traces through a transform, too.
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+        return "torch.func transforms and forward-mode derivatives run plain torch operations"
     if torch.compiler.is_compiling():
         return None
     if any(tensor.is_neg() for tensor in tensors):
         return "a lazily negated tensor runs plain torch operations"
     if torch.jit.is_tracing():
         return "torch.jit.trace runs plain torch operations"
-    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
-        return "torch.func transforms and forward-mode derivatives run plain torch operations"
     return None
+
+
+def observed() -> bool:
+    """Whether a mode sees torch's operations in this thread, and may keep what they return: a tracer, a FLOP counter, selective
+    checkpointing. What it must see goes through a registered operator then; a launch by itself would be hidden from it."""
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._len_torch_function_stack() > 0
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -93,3 +100,15 @@ def halves(matrix: Tensor | None, n: int, gated: bool) -> tuple[Tensor | None, T
 def rows_of(x: Tensor) -> Tensor:
     """x [..., N] as a matrix [M, N], a view where its strides allow one."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def packed(y: Tensor) -> Tensor:
+    """Whether y [M, N] > 0, a bit per element: uint8 [M, ⌈N/8⌉], the first of eight columns in the lowest bit, as the kernels store it."""
+    bits = torch.nn.functional.pad(y > 0, (0, -y.shape[1] % 8)).unflatten(1, (-1, 8)).to(torch.uint8)
+    return (bits << torch.arange(8, device=y.device, dtype=torch.uint8)).sum(2, dtype=torch.uint8)
+
+
+def unpacked(signs: Tensor, like: Tensor) -> Tensor:
+    """Those bits as 1 and 0, in the shape [M, N] and dtype of `like`."""
+    bits = signs[:, :, None] >> torch.arange(8, device=signs.device, dtype=torch.uint8)
+    return (bits & 1).flatten(1)[:, : like.shape[1]].to(like.dtype)

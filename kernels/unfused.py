@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .catalogue import CUBLASLT, Activation
-from .operands import Dropout, Operands, rows_of
+from .operands import Dropout, Operands, observed, rows_of
 
 
 def unfused_fwd(operands: Operands, keep: str, act_fwd: Callable) -> tuple[Tensor, Tensor | None]:
@@ -18,8 +18,8 @@ def unfused_fwd(operands: Operands, keep: str, act_fwd: Callable) -> tuple[Tenso
     x, act, gated = rows_of(operands.x), operands.act, operands.gated
     z = _product(operands, x)
     m, n = x.shape[0], z.shape[1] // (1 + gated)
-    # Where z is not kept, y may take its place.
-    y = x.new_empty(m, n) if gated or keep == "input" else z
+    # Where z is not kept, y may take its place, unless somebody holds what the product returned.
+    y = x.new_empty(m, n) if gated or keep == "input" or observed() else z
     signs = x.new_empty(m, (n + 7) // 8, dtype=torch.uint8) if keep == "sign" else None
     act_fwd(z, y, signs, act, operands.values, gated, operands.dropout)
     return y.view(*operands.x.shape[:-1], n), z if keep == "input" else signs
@@ -68,6 +68,8 @@ def unfused_dact(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """What linear_dact returns; dh = dy W is rounded before the derivative."""
     dh = dy @ weight
-    dz, *rest = act_bwd(dh, saved, kept, act, values, gated, dropout, (True, *needs), None if gated else dh)
+    dz, *rest = act_bwd(
+        dh, saved, kept, act, values, gated, dropout, (True, *needs), None if gated or observed() else dh
+    )
     assert dz is not None
     return dz, *rest

@@ -143,6 +143,21 @@ def unfused(op: str, args: dict[str, Any], entry: Activation, values: tuple = ()
     return entry.oracle(F, a, b, *values) if entry.arity == 2 else entry.oracle(F, a, *values) * b
 
 
+def kept(function: Callable, *owned: torch.Tensor) -> list[tuple[Any, ...]]:
+    """(dtype, *shape) of all that `function` keeps for backward, sorted; views of `owned`, the user's own tensors, cost nothing."""
+    storages = {tensor.untyped_storage().data_ptr() for tensor in owned}
+    found = []
+
+    def pack(tensor):
+        if tensor.untyped_storage().data_ptr() not in storages:
+            found.append((str(tensor.dtype).removeprefix("torch."), *tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        function()
+    return sorted(found)
+
+
 def philox(seed, group, row, rounds):
     """Philox4x32 in plain integers, after Salmon et al. 2011: the four words of counter (group, row, 0, 0)."""
     c, k, low = [group, row, 0, 0], [seed & 0xFFFFFFFF, seed >> 32], 0xFFFFFFFF

@@ -153,6 +153,14 @@ INLINE void store(T* p, int count, bool vector, const real* x) {
   }
 }
 
+// What was kept for backward: an infinity of float16 is the largest number. z may have overflowed in its rounding where y, of the z before
+// it, had not, and inf * 0 would be a gradient of NaN.
+INLINE void saturate(real* z) {
+#if defined(HALF) && !defined(WIDE)
+  EACH_COLUMN z[i] = minimum_(maximum_(z[i], (real)-65504), (real)65504);
+#endif
+}
+
 // A parameter that is an array, of one element (stride 0) or one per column, in the WIDTH columns from col on.
 INLINE void load_parameter(const real* array, offset stride, offset col, int count, real* x) {
   EACH_COLUMN x[i] = i < count ? array[(col + i) * stride] : (real)0;
@@ -281,9 +289,11 @@ extern "C" __global__ void act_bwd(
         EACH_COLUMN saved[i] = (real)(bits >> i & 1);
       } else {
         load(saved_ptr + row * stride_saved + col, count, vector, saved);
+        saturate(saved);
         add_bias(bias, saved);
       }
       if (up_ptr) load(up_ptr + row * stride_saved + col, count, vector, up);
+      if (up_ptr) saturate(up);
       if (up_ptr) add_bias(up_bias, up);
       if (h_ptr) {
         EACH_COLUMN result[i] = ACTIVATED(saved[i], up[i]);

@@ -75,11 +75,16 @@ def _fwd_by_epilogue(operands: Operands, keep: str) -> tuple[Tensor, Tensor | No
     """The same where cuBLASLt serves, else None."""
     x, act, n = rows_of(operands.x), operands.act, operands.weight.shape[0]
     kept = keep == "input"
-    if operands.gated or operands.dropout or keep == "sign" or (kept and not epilogues.keeps_z(act, n)):
+    if operands.gated or operands.dropout or keep == "sign" or (kept and not _keeps_z(x, act, n)):
         return None
     weight, _, bias, _ = operands.halves()
     found = epilogues.forward(TORCH, x, weight, bias, act, kept)
     return found and (found[0].view(*operands.x.shape[:-1], n), found[1])
+
+
+def _keeps_z(like: Tensor, act: Activation, n: int) -> bool:
+    """Whether cuBLASLt keeps z and nothing beside it, and derives by it. Not in float16, where z may have overflowed: it would find NaN."""
+    return like.dtype != torch.float16 and epilogues.keeps_z(act, n)
 
 
 def linear_dact(
@@ -87,7 +92,7 @@ def linear_dact(
     dropout: Dropout | None, needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """(dz [M, F], h [M, F], dbias float32 [F], dparam float32 [F]) for dy [M, N] and the down weight [N, F], as of the Triton kernels."""
-    if not (gated or dropout) and saved.is_contiguous() and epilogues.keeps_z(act, saved.shape[1]):
+    if not (gated or dropout) and saved.is_contiguous() and _keeps_z(dy, act, saved.shape[1]):
         found = epilogues.backward(TORCH, dy, weight, saved, act, needs[1])
         if found:
             dz, dbias = found

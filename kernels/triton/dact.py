@@ -32,6 +32,7 @@ from .tiles import (
     store_sum,
     tile_position,
     up_gradient,
+    widened,
     z_gradient,
 )
 
@@ -80,10 +81,10 @@ def linear_dact_kernel(
         if signs_ptr is not None:
             saved = load_signs(signs_ptr, rows64, cols, stride_signs, mask)
         else:
-            saved = tl.load(saved_ptr + rows64 * stride_sm + cols64, mask=mask, other=0.0).to(tl.float32)
+            saved = widened(tl.load(saved_ptr + rows64 * stride_sm + cols64, mask=mask, other=0.0))
         up = None
         if up_ptr is not None:
-            up = tl.load(up_ptr + rows64 * stride_sm + cols64, mask=mask, other=0.0).to(tl.float32)
+            up = widened(tl.load(up_ptr + rows64 * stride_sm + cols64, mask=mask, other=0.0))
         dz = z_gradient(dh, saved, up, values, grad, grad_up)
         tl.store(dz_ptr + rows64 * stride_dzm + cols64, rounded(dz, dz_ptr.dtype.element_ty), mask=mask)
         store_sum(dbias_ptr, dz, tile_m, cols, mask, N, stride_dzm)
@@ -134,10 +135,10 @@ def linear_dact_tma_kernel(
                     signs_ptr, rows.to(tl.int64)[:, None], cols, stride_signs, row_mask & (cols < N)[None, :]
                 )
             else:
-                saved = saved_desc.load([row, start]).to(tl.float32)
+                saved = widened(saved_desc.load([row, start]))
             up = None
             if up_desc is not None:
-                up = up_desc.load([row, start]).to(tl.float32)
+                up = widened(up_desc.load([row, start]))
             dz = z_gradient(dh, saved, up, values, grad, grad_up)
             dz_desc.store([row, start], rounded(dz, dz_desc.dtype))
             store_sum(dbias_ptr, dz, tile_m, cols, row_mask, N, stride_dzm)

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..operands import Dropout
+from .configs import OPTIONS
 
 
 @triton.jit
@@ -51,5 +52,5 @@ def dropout_mask(dropout: Dropout, m: int, n: int) -> Tensor:
     if mask.numel():
         with torch.cuda.device_of(mask):
             grid = triton.cdiv(m, 32), triton.cdiv(n, 32)
-            dropout_mask_kernel[grid](mask, dropout.argument(), m, n, BLOCK=32)
+            dropout_mask_kernel[grid](mask, dropout.argument(), m, n, BLOCK=32, **OPTIONS)
     return mask

@@ -25,6 +25,7 @@ from .tiles import (
     rounded,
     store_signs,
     up_gradient,
+    widened,
     z_gradient,
 )
 from .vocabulary import device_function
@@ -86,10 +87,10 @@ def act_bwd_kernel(
         if signs_ptr is not None:
             saved = load_signs(signs_ptr, rows64, cols, stride_signs, mask)
         else:
-            saved = tl.load(saved_ptr + rows64 * stride_sm + cols64, mask=mask, other=0.0).to(tl.float32)
+            saved = widened(tl.load(saved_ptr + rows64 * stride_sm + cols64, mask=mask, other=0.0))
         up = None
         if up_ptr is not None:
-            up = tl.load(up_ptr + rows64 * stride_sm + cols64, mask=mask, other=0.0).to(tl.float32)
+            up = widened(tl.load(up_ptr + rows64 * stride_sm + cols64, mask=mask, other=0.0))
             dup = up_gradient(dy, saved, up, values, value, grad_up)
         dz = z_gradient(dy, saved, up, values, grad, grad_up)
         if dparam_ptr is not None:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .vocabulary import INTERPRETED
+from .vocabulary import INTERPRETED, maximum, minimum
 
 
 @triton.jit
@@ -35,6 +35,18 @@ def rounded(x, dtype: tl.constexpr):
         return tl.where(x == x, nearest, x).to(tl.bfloat16)
     else:
         return x.to(dtype)
+
+
+@triton.jit
+def widened(saved):
+    """What was kept for backward, as float32. An infinity of float16 is the largest number: z may have overflowed in its rounding
+    where y, of the z before it, had not, and inf · 0 would be a gradient of NaN.
+    """
+    wide = saved.to(tl.float32)
+    if saved.dtype == tl.float16:
+        return minimum(maximum(wide, -65504.0), 65504.0)
+    else:
+        return wide
 
 
 @triton.jit

@@ -92,8 +92,9 @@ def sqrt(x):
 @triton.jit
 def tanh(x):
     if INTERPRETED:
-        e = expm1(-2.0 * tl.abs(x))
-        t = -e / (e + 2.0)
+        a = tl.abs(x)
+        e, q = expm1(-2.0 * a), tl.exp(-2.0 * a)
+        t = tl.where(a < 0.5, -e / (e + 2.0), 1.0 - 2.0 * q / (1.0 + q))
         return tl.where(x < 0.0, -t, t)
     else:
         return libdevice.tanh(x)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import checks
 import epilogue
-from checks import assert_accurate, philox
+from checks import assert_accurate, kept, philox
 from epilogue.nn import FusedGatedMLP, FusedMLP
 from epilogue.operands import Dropout, draw_seed
 from epilogue.triton import refusal
@@ -115,20 +115,6 @@ def test_packed(activation, bias, kernel, rng, device):
 # --- what is kept for backward
 
 
-def kept(function):
-    """(dtype, shape) of all that `function` keeps for backward, parameters aside."""
-    found = []
-
-    def pack(tensor):
-        if not isinstance(tensor, torch.nn.Parameter):
-            found.append((str(tensor.dtype).removeprefix("torch."), *tensor.shape))
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        function()
-    return sorted(found)
-
-
 X, H, Z = ("float32", 12, 16), ("float32", 12, 24), ("float32", 12, 48)
 
 
@@ -147,8 +133,8 @@ X, H, Z = ("float32", 12, 16), ("float32", 12, 24), ("float32", 12, 48)
 def test_keeps_x_and_the_preactivations(kind, options, what, device):
     module, x = kind(16, 24, 16, **options).to(device), torch.randn(12, 16, device=device)
     expected = [Z if size == H and kind is FusedGatedMLP else size for size in what]
-    assert kept(lambda: module(x)) == sorted(expected)
-    assert kept(lambda: module.requires_grad_(False)(x)) == []
+    assert kept(lambda: module(x), *module.parameters()) == sorted(expected)
+    assert kept(lambda: module.requires_grad_(False)(x), *module.parameters()) == []
 
 
 @pytest.mark.parametrize(
@@ -169,7 +155,7 @@ def test_frozen_parameters_cost_nothing(frozen, activation, what, device):
     module, x = FusedMLP(16, 24, **options).to(device), torch.randn(12, 16, device=device)
     for name in frozen:
         module.get_parameter(name).requires_grad_(False)
-    assert kept(lambda: module(x)) == sorted(what)
+    assert kept(lambda: module(x), *module.parameters()) == sorted(what)
 
 
 @pytest.mark.parametrize("kernel", SHAPES)
