@@ -147,18 +147,24 @@ def _pointwise(
     return tuple(dy.new_empty(0) if r is None else r for r in (dz, *sums))  # type: ignore[return-value]
 
 
-def _forward_on_cpu(
+def _plain_forward(
     x, weight, up_weight, bias, up_bias, learned, seed, activation, numbers, learned_at, gated, dropout_p, keep, backend
 ) -> tuple[Tensor, Tensor]:
-    """`layer_forward` in plain torch operations: for a graph that was made on a GPU and runs without one."""
+    """`layer_forward` in plain torch operations."""
     assert seed is None
     act, values = ACTIVATIONS[activation], joined(numbers, learned, learned_at)
-    weight, up_weight, bias, up_bias = Operands(x, weight, up_weight, bias, up_bias, act, values, gated).halves()
+    return plain_layer(Operands(x, weight, up_weight, bias, up_bias, act, values, gated), keep)
+
+
+def plain_layer(operands: Operands, keep: str) -> tuple[Tensor, Tensor]:
+    """(h [..., N], what `keep` says of the layer, empty for "nothing" and "output"), in plain torch operations and without dropout."""
+    x, act = operands.x, operands.act
+    weight, up_weight, bias, up_bias = operands.halves()
     z = [F.linear(x, weight, bias)] + ([] if up_weight is None else [F.linear(x, up_weight, up_bias)])
-    y = eager.apply(act.gated if gated else act, values, *z)
+    h = eager.apply(act.gated if operands.gated else act, operands.values, *z)
     if keep == "sign":
-        return y, packed(rows_of(y))
-    return y, rows_of(torch.cat(z, -1)) if keep == "input" else x.new_empty(0)
+        return h, packed(rows_of(h))
+    return h, rows_of(torch.cat(z, -1)) if keep == "input" else x.new_empty(0)
 
 
 class _Linear(torch.autograd.Function):
@@ -209,7 +215,7 @@ def _operator_backward(ctx, dy, dz_more):
 register(
     "linear_fwd(Tensor x, Tensor weight, Tensor? up_weight, Tensor? bias, Tensor? up_bias, Tensor? learned, Tensor? seed, "
     "str activation, float[] numbers, int learned_at, bool gated, float dropout_p, str keep, str backend) -> (Tensor, Tensor)",
-    layer_forward, _fake_forward, layer_flops, _forward_on_cpu, _operator_backward, _setup_context,
+    layer_forward, _fake_forward, layer_flops, _plain_forward, _operator_backward, _setup_context,
 )  # fmt: skip
 register(
     "linear_bwd(Tensor dy, Tensor saved, Tensor? learned, str activation, float[] numbers, int learned_at, bool gated, "

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import eager
-from .autograd_linear import kept_like, layer_flops, layer_forward, layer_gradients
+from .autograd_linear import kept_like, layer_flops, layer_forward, layer_gradients, plain_layer
 from .catalogue import ACTIVATIONS, Activation
 from .operands import Dropout, Operands, draw_seed, observed, rows_of
 from .operators import (
@@ -210,18 +210,19 @@ def _dact(
     return tuple(dy.new_empty(0) if r is None else r for r in results)  # type: ignore[return-value]
 
 
-def _forward_on_cpu(
+def _plain_forward(
     x, weight, up_weight, bias, up_bias, learned, down_weight, down_bias, seed, activation, numbers, learned_at, gated,
     dropout_p, keep, backend,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`_forward` in plain torch operations: for a graph that was made on a GPU and runs without one, in inference."""
-    if keep != "nothing":
+    """`_forward` in plain torch operations, which cannot draw the kernels' dropout."""
+    if seed is not None:
         raise NotImplementedError(
-            f"epilogue::mlp_fwd trains on CUDA tensors alone, got {x.device}; export it in eval mode"
+            "epilogue::mlp_fwd drops out on CUDA tensors alone; export it in eval mode, or without dropout"
         )
     values = joined(numbers, learned, learned_at)
-    h = hidden_layer(x, weight, up_weight, bias, up_bias, ACTIVATIONS[activation], values, gated)
-    return eager.down(h, down_weight, down_bias, dropout_p), x.new_empty(0)
+    operands = Operands(x, weight, up_weight, bias, up_bias, ACTIVATIONS[activation], values, gated)
+    h, kept = plain_layer(operands, keep)
+    return F.linear(h, down_weight, down_bias), rows_of(h) if keep == "output" else kept
 
 
 class _MLP(torch.autograd.Function):
@@ -269,7 +270,7 @@ register(
     "mlp_fwd(Tensor x, Tensor weight, Tensor? up_weight, Tensor? bias, Tensor? up_bias, Tensor? learned, Tensor down_weight, "
     "Tensor? down_bias, Tensor? seed, str activation, float[] numbers, int learned_at, bool gated, float dropout_p, str keep, "
     "str backend) -> (Tensor, Tensor)",
-    _forward, _fake_forward, _flops, _forward_on_cpu, _operator_backward, _setup_context,
+    _forward, _fake_forward, _flops, _plain_forward, _operator_backward, _setup_context,
 )  # fmt: skip
 register(
     "linear_dact(Tensor dy, Tensor down_weight, Tensor saved, Tensor? learned, Tensor? seed, str activation, float[] numbers, "

@@ -18,13 +18,35 @@ def is_torch(x: Any) -> bool:
     return torch is not None and isinstance(x, torch.Tensor)
 
 
+def is_recorded(x: Any) -> bool:
+    """Whether x stands for a tensor in a trace by torch.fx, which has torch's functions called with its own objects."""
+    return type(x).__name__.endswith("Proxy") and hasattr(x, "__torch_function__")
+
+
 def is_cupy(x: Any) -> bool:
     cupy = sys.modules.get("cupy")
     return cupy is not None and isinstance(x, cupy.ndarray)
 
 
-def _shape(array) -> list[int]:
-    return list(array.shape)
+def _shape(array) -> list[Any]:
+    """Of a nested tensor, whose sizes differ, the axes that have one."""
+    return [_size(array, axis) for axis in range(array.ndim)] if _nested(array) else list(array.shape)
+
+
+def _features(x) -> Any:
+    """The size of x's last axis, None where there is none."""
+    return None if not x.ndim else _size(x, -1) if _nested(x) else x.shape[-1]
+
+
+def _nested(x) -> bool:
+    return is_torch(x) and x.is_nested
+
+
+def _size(nested, axis: int) -> Any:
+    try:
+        return nested.size(axis)
+    except RuntimeError:
+        return "*"
 
 
 def check_layer(op: str, x, weight_name: str, weight, bias_name: str, bias) -> None:
@@ -34,9 +56,10 @@ def check_layer(op: str, x, weight_name: str, weight, bias_name: str, bias) -> N
     _check_arrays(op, x, weight_name, weight, bias_name, bias)
     if weight.ndim != 2:
         raise ValueError(f"{op}: {weight_name} must be [out, in], two axes as nn.Linear's; got shape {_shape(weight)}")
-    if x.ndim == 0 or x.shape[-1] != weight.shape[1]:
+    features = _features(x)
+    if features != weight.shape[1]:
         hint = ""
-        if x.ndim and x.shape[-1] == weight.shape[0]:
+        if features == weight.shape[0]:
             hint = f". A weight stored [in, out] goes in as {weight_name}.T"
         raise ValueError(
             f"{op}: the last axis of x must be {weight_name}'s second, {weight.shape[1]}; "

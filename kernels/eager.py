@@ -51,6 +51,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, act: Activation, valu
 
 def glu(x: Tensor, weight, bias, act: Activation, values: tuple) -> Tensor:
     """act(x Gᵀ + bg) ⊙ (x Uᵀ + bu): weight packed [2F, K] or a pair of [F, K], bias the same way -> [..., F]."""
+    if isinstance(weight, Tensor) and x.is_nested:  # whose halves no operation takes
+        weight, bias = weight.chunk(2), None if bias is None else bias.chunk(2)
     if isinstance(weight, Tensor):
         gate, up = F.linear(x, weight, bias).chunk(2, -1)
     else:

@@ -22,9 +22,10 @@ from .checks import (
     check_values,
     fit,
     is_cupy,
+    is_recorded,
     is_torch,
 )
-from .lookup import learn_functions, resolve_call
+from .lookup import learn_functions, resolve, resolve_call
 from .reference import GatedMLPGrads, LinearGrads, MLPGrads
 
 
@@ -47,6 +48,8 @@ def linear(x, weight, bias=None, activation: Any = "gelu", **params):
     """
     act, values = resolve_call("linear", activation, params, False)
     if not fit(x, weight, bias):
+        if is_recorded(x):
+            return _record(linear, activation, x, weight, bias, **params)
         check_layer("linear", x, "weight", weight, "bias", bias)
     if values:
         check_values("linear", x, act, values, weight.shape[0])
@@ -62,6 +65,8 @@ def glu(x, weight, bias=None, activation: Any = "silu", **params):
 
     Dtypes, devices, parameters and errors as for `linear`.
     """
+    if is_recorded(x):
+        return _record(glu, activation, x, weight, bias, **params)
     act, values = resolve_call("glu", activation, params, True)
     features = check_glu("glu", x, weight, bias)
     check_values("glu", x, act, values, features)
@@ -84,6 +89,20 @@ def mlp(
 
     Dtypes, devices, parameters and errors as for `linear`.
     """
+    if is_recorded(x):
+        return _record(
+            mlp,
+            activation,
+            x,
+            up_weight,
+            down_weight,
+            up_bias,
+            down_bias,
+            dropout_p=dropout_p,
+            training=training,
+            recompute=recompute,
+            **params,
+        )
     act, values = resolve_call("mlp", activation, params, False)
     check_layer("mlp", x, "up_weight", up_weight, "up_bias", up_bias)
     check_down("mlp", x, up_weight.shape[0], down_weight, down_bias)
@@ -105,6 +124,22 @@ def gated_mlp(
 
     The kernels keep x and the pre-activations of gate and up for backward. Dtypes, devices, parameters and errors as for `linear`.
     """
+    if is_recorded(x):
+        return _record(
+            gated_mlp,
+            activation,
+            x,
+            gate_weight,
+            up_weight,
+            down_weight,
+            gate_bias,
+            up_bias,
+            down_bias,
+            dropout_p=dropout_p,
+            training=training,
+            recompute=recompute,
+            **params,
+        )
     act, values = resolve_call("gated_mlp", activation, params, True)
     features = check_gated("gated_mlp", x, gate_weight, up_weight, gate_bias, up_bias)
     check_down("gated_mlp", x, features, down_weight, down_bias)
@@ -114,6 +149,13 @@ def gated_mlp(
     return _backend(x, weights).gated_mlp(
         x, gate_weight, up_weight, down_weight, gate_bias, up_bias, down_bias, act, values, **options
     )
+
+
+def _record(operation, activation: Any, x, *arrays, **options):
+    """The call as one that a tracer of Python code (torch.fx) records; the activation goes by its name."""
+    act, fixed = resolve(activation)
+    overrides = sys.modules["torch"].overrides
+    return overrides.handle_torch_function(operation, (x,), x, *arrays, activation=act.name, **fixed, **options)
 
 
 def _training(op: str, x, dropout_p: float, training: bool, recompute: bool) -> dict[str, Any]:

@@ -19,8 +19,8 @@ def unserved(x: Tensor, weight: Any) -> str | None:
     tensors = (x, *(weight if isinstance(weight, (tuple, list)) else (weight,)))
     if not all(is_plain(tensor) for tensor in tensors):
         return "a tensor subclass runs plain torch operations"
-    if any(tensor.layout is not torch.strided for tensor in tensors):
-        return "sparse tensors run plain torch operations"
+    if any(tensor.layout is not torch.strided or tensor.is_nested for tensor in tensors):
+        return "sparse and nested tensors run plain torch operations"
     # Before the tracer's question: a compiler traces through a transform, too.
     if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return "torch.func transforms and forward-mode derivatives run plain torch operations"

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, library
 from torch._C._functorch import is_legacy_batchedtensor
+from torch._decomp import register_decomposition
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import register_flop_formula
 
@@ -19,20 +20,24 @@ _operators = library.Library("epilogue", "FRAGMENT")
 
 
 def register(
-    schema: str, kernels: Callable, fake: Callable, flops: Callable, on_cpu: Callable | None = None,
+    schema: str, kernels: Callable, fake: Callable, flops: Callable, plain: Callable | None = None,
     backward: Callable | None = None, setup_context: Callable | None = None,
 ) -> None:  # fmt: skip
     """Make the operator known to torch: what runs it on the kernels' devices, what gives its results' shapes and dtypes to compilers, what
-    counts its floating-point operations from its arguments' shapes, what runs it on a CPU without kernels, and how it is differentiated.
+    counts its floating-point operations from its arguments' shapes, the same in plain torch operations (for a CPU, and for exporters that
+    know torch's own alone, as ONNX's), and how it is differentiated.
     """
     name = schema.partition("(")[0]
     _operators.define(schema)
     for device in ("CPU", "CUDA") if INTERPRET else ("CUDA",):
         _operators.impl(name, kernels, device)
-    if on_cpu and not INTERPRET:
-        _operators.impl(name, on_cpu, "CPU")
+    if plain and not INTERPRET:
+        _operators.impl(name, plain, "CPU")
     library.register_fake(f"epilogue::{name}", fake, lib=_operators)
-    register_flop_formula(getattr(torch.ops.epilogue, name))(flops)
+    operator = getattr(torch.ops.epilogue, name)
+    register_flop_formula(operator)(flops)
+    if plain:
+        register_decomposition(operator.default)(plain)
     if backward:
         library.register_autograd(f"epilogue::{name}", backward, setup_context=setup_context, lib=_operators)
 
