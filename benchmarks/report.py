@@ -12,6 +12,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+GPU_RUN = "results.json"
+"""The file in which `epilogue gpu-run` joins those of its steps: step -> file name -> contents."""
+
 
 def table(rows: Iterable[Sequence[str]]) -> str:
     """The rows as aligned columns; the first is the heading."""

@@ -47,8 +47,8 @@ def shared_bytes(config: Config, family: Family, itemsize: int) -> int:
     return loads + config.tma * family.staged * config.BLOCK_M * config.BLOCK_N // config.PIECES * itemsize
 
 
-# (family, descriptors?, bytes per element). What compiles without a spill and within shared memory, by Triton 3.6 to 3.9 (`epilogue audit`
-# under each); none has been timed on a GPU yet. IEEE float32 products have no matrix instruction, so they stay with the pointer kernel, whose
+# (family, descriptors?, bytes per element). What Triton 3.6 to 3.9 compile without a spill and within shared memory (`epilogue audit` under
+# each); none has been timed on a GPU yet. IEEE float32 products have no matrix instruction, so they stay with the pointer kernel, whose
 # small tiles hold them without spilling. BLOCK_N counts each of a gated layer's two accumulators.
 TABLE: dict[tuple[Family, bool, int], tuple[Config, ...]] = {
     (LINEAR, True, 2): (
