@@ -1,15 +1,17 @@
 """The run on a GPU: its steps one by one, each with its limit, whatever becomes of them; here with steps that need no GPU.
 
-No test waits for a clock: who is to be over its limit gets one that is over before it begins, or a wait that is told so.
+The clock is the tests' own.
 """
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -38,34 +40,32 @@ WRITES = python(
 )
 
 
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """Stands still, however slow the machine; its `now` may be set."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(gpu_run, "time", clock)
+    return clock
+
+
 @pytest.fixture
-def over(monkeypatch):
-    """The first step is over its time as soon as it has begun to speak, however long that takes."""
+def over(monkeypatch, clock):
+    """The first step's time is up as soon as it has printed something, however long that takes."""
 
     class Process(subprocess.Popen):
-        begun = False
+        def __init__(self, command, **kwargs):
+            self.log = kwargs["stdout"]
+            super().__init__(command, **kwargs)
 
         def wait(self, timeout=None):
-            if Process.begun or timeout is None:
+            if clock.now or timeout is None:
                 return super().wait(timeout)
-            while not Path(f"/proc/self/fd/{Process.log.fileno()}").stat().st_size and self.poll() is None:
+            while not os.fstat(self.log.fileno()).st_size and self.poll() is None:
                 time.sleep(0.01)
-            Process.begun, clock.late = True, 1e6
+            clock.now = 1e6
             raise subprocess.TimeoutExpired(self.args, timeout)
 
-        def __init__(self, command, **kwargs):
-            super().__init__(command, **kwargs)
-            Process.log = kwargs["stdout"]
-
-    class clock:
-        late = 0.0
-
-        @staticmethod
-        def monotonic():
-            return time.monotonic() + clock.late
-
     monkeypatch.setattr(gpu_run.subprocess, "Popen", Process)
-    monkeypatch.setattr(gpu_run, "time", clock)
 
 
 def test_a_failure_stops_no_other(tmp_path, capsys):
