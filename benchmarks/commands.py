@@ -19,7 +19,7 @@ def demo(args: argparse.Namespace) -> int:
             raise SystemExit("epilogue demo: --interpret runs on the CPU; leave out --device cuda")
         _need_triton("demo --interpret")
         if os.environ.get("TRITON_INTERPRET") != "1":
-            _restart_interpreted(args.argv)
+            _restart_interpreted("demo --interpret", args.argv)
     from epilogue.benchmarks import demo
 
     return demo.main(args.model, args.interpret, args.steps, args.out, args.device)
@@ -82,7 +82,7 @@ def memory(args: argparse.Namespace) -> int:
         import torch
 
         if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-            _restart_interpreted(args.argv)
+            _restart_interpreted("memory", args.argv)
     elif not args.source.is_file():
         raise SystemExit(f"epilogue memory: there is no file {args.source}; --json writes one")
     from epilogue.benchmarks import memory
@@ -143,7 +143,12 @@ def _need_triton(what: str) -> None:
         raise SystemExit(f"epilogue {what} needs Triton, which pip installs on Linux alone: pip install triton")
 
 
-def _restart_interpreted(argv: list[str]) -> None:
+def _restart_interpreted(what: str, argv: list[str]) -> None:
     """The same command in a fresh process: this one has read Triton's switch already, when it imported `epilogue`."""
+    from epilogue.triton import interpreter_refusal
+
+    refusal = interpreter_refusal()
+    if refusal:
+        raise SystemExit(f"epilogue {what}: {refusal}")
     command = [sys.executable, "-m", "epilogue", *argv]
     os.execve(sys.executable, command, {**os.environ, "TRITON_INTERPRET": "1"})

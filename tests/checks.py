@@ -10,6 +10,10 @@ import torch.nn.functional as F
 
 from epilogue import ACTIVATIONS, Activation
 from epilogue.lookup import bind_params
+from epilogue.triton import interpreter_refusal
+
+interpreted = pytest.mark.skipif(interpreter_refusal() is not None, reason=str(interpreter_refusal()))
+"""Of a test that starts a process with Triton's interpreter."""
 
 PARAMS: dict[str, list[dict[str, float]]] = {
     "leaky_relu": [{}, {"negative_slope": 0.3}, {"negative_slope": -0.2}, {"negative_slope": 0.0}],

@@ -1,9 +1,11 @@
 """The Triton backend. This file imports neither Triton nor a kernel: it says whether the kernels serve some tensors."""
 
+import importlib.metadata
 import importlib.util
 import os
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..operands import unserved
@@ -17,7 +19,22 @@ def missing() -> str | None:
         return "triton is not installed"
     if torch.version.hip is not None:
         return "the kernels are for NVIDIA GPUs, this torch is for AMD's"
+    return interpreter_refusal() if INTERPRET else None
+
+
+def interpreter_refusal() -> str | None:
+    """Why Triton's interpreter does not work here, or None: before 3.7 it makes Python numbers of arrays, which NumPy 2.4 forbids."""
+    try:
+        triton, numpy = importlib.metadata.version("triton"), np.__version__
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    if _release(triton) < (3, 7) and _release(numpy) >= (2, 4):
+        return f"Triton {triton}'s interpreter does not work with NumPy {numpy}; it needs numpy<2.4, or triton>=3.7"
     return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 _MISSING = missing()

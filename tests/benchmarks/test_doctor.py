@@ -21,7 +21,7 @@ def test_a_healthy_machine(capsys):
     assert doctor.main() == 0
     printed = capsys.readouterr().out
     assert "GPU: " in printed
-    if triton.missing() is None:
+    if torch.cuda.is_available() or not (triton.missing() or triton.interpreter_refusal()):
         assert printed.count(" ok") == len(doctor.DTYPES)
 
 
@@ -81,6 +81,17 @@ def test_without_triton(monkeypatch, capsys):
     assert "triton is not installed" in capsys.readouterr().out
     rows = {array: rest for array, *rest in doctor.backends()}
     assert rows["torch.Tensor, CPU, TRITON_INTERPRET=1"] == [doctor.EAGER, "triton is not installed"]
+
+
+def test_an_interpreter_that_does_not_work_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(triton, "missing", lambda: None)
+    monkeypatch.setattr(triton, "interpreter_refusal", lambda: "it needs numpy<2.4")
+    assert doctor.check() == 0
+    assert "no kernel can run without a GPU here: it needs numpy<2.4" in capsys.readouterr().out
+    rows = {array: rest for array, *rest in doctor.backends()}
+    assert rows["torch.Tensor, CPU, TRITON_INTERPRET=1"] == [doctor.EAGER, "it needs numpy<2.4"]
+    assert rows["torch.Tensor, CUDA, float16"][0] == doctor.KERNELS
 
 
 def test_the_table_says_what_serves(monkeypatch):
