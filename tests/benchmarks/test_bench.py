@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+pytest.importorskip("tqdm")
+pytest.importorskip("matplotlib")
 from epilogue.benchmarks import bench, bench_report, bench_results, cli, timing
 from epilogue.benchmarks.cases import BOTH, INFERENCE, MODES, SUITES, TRAINING, Case, Suite
 from epilogue.benchmarks.providers import PROVIDERS, TUNED, Provider

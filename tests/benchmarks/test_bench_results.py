@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+pytest.importorskip("tqdm")
 import made_up
 from epilogue.benchmarks.bench_results import LIBRARIES, OURS, PRODUCT, TORCH, Roof, load, row_of
 from epilogue.benchmarks.providers import PROVIDERS

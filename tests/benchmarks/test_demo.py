@@ -7,6 +7,8 @@ import sys
 import pytest
 import torch
 
+pytest.importorskip("tqdm")
+pytest.importorskip("matplotlib")
 from checks import interpreted
 from epilogue.benchmarks import demo
 

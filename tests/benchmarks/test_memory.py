@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+pytest.importorskip("tqdm")
+pytest.importorskip("matplotlib")
 from checks import interpreted
 from epilogue.benchmarks import cli, memory, report
 from epilogue.benchmarks.shapes import SHAPES, Shape
