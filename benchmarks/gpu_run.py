@@ -49,6 +49,8 @@ SAVED = 10.0
 """Seconds after which what a running step has so far is written."""
 LOG = 1 << 20
 """Bytes of a step's log: of a longer one the first quarter and the rest from its end. All steps' together stay under 16 MiB."""
+PAGE = "\n\f===== "
+"""Between the steps' logs."""
 LEAST = 1.0
 """Minutes for which a step that can plan is worth beginning."""
 
@@ -156,14 +158,14 @@ class Folder:
             steps = json.loads((path / "summary.json").read_text(encoding="utf-8"))["steps"]
             self.outcomes = {step["step"]: Outcome(**step) for step in steps}
             self.results = json.loads((path / GPU_RUN).read_text(encoding="utf-8"))
-            pages = (path / "log.txt").read_text(encoding="utf-8").split("\f")[1:]
+            pages = (path / "log.txt").read_text(encoding="utf-8").split(PAGE)[1:]
             self.logs = {name: text for name, _, text in (page.partition("\n") for page in pages)}
 
     def save(self) -> None:
         """The summary last: a step that it calls finished has left its results. The log has a page for each step."""
         write(self.path / GPU_RUN, self.results)
         partial = self.path / "log.txt.partial"
-        partial.write_text("".join(f"\f{name}\n{text}" for name, text in self.logs.items()), encoding="utf-8")
+        partial.write_text("".join(f"{PAGE}{name}\n{text}" for name, text in self.logs.items()), encoding="utf-8")
         os.replace(partial, self.path / "log.txt")
         write(self.path / "summary.json", {**self.head, "steps": [each._asdict() for each in self.outcomes.values()]})
 

@@ -5,7 +5,6 @@ import importlib.util
 import os
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..operands import unserved
@@ -24,17 +23,19 @@ def missing() -> str | None:
 
 def interpreter_refusal() -> str | None:
     """Why Triton's interpreter does not work here, or None: before 3.7 it makes Python numbers of arrays, which NumPy 2.4 forbids."""
-    try:
-        triton, numpy = importlib.metadata.version("triton"), np.__version__
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    if _release(triton) < (3, 7) and _release(numpy) >= (2, 4):
-        return f"Triton {triton}'s interpreter does not work with NumPy {numpy}; it needs numpy<2.4, or triton>=3.7"
+    triton, numpy = release("triton"), release("numpy")
+    if triton and numpy and triton < (3, 7) and numpy >= (2, 4):
+        found = "the interpreter of Triton {}.{} does not work with NumPy {}.{}".format(*triton, *numpy)
+        return f"{found}; it needs numpy<2.4, or triton>=3.7"
     return None
 
 
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2])
+def release(package: str) -> tuple[int, ...] | None:
+    """(major, minor) of an installed package, or None."""
+    try:
+        return tuple(int(part) for part in importlib.metadata.version(package).split(".")[:2])
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 _MISSING = missing()

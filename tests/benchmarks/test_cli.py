@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 
@@ -110,13 +109,12 @@ def test_an_interpreter_that_does_not_work_is_said(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(os, "execve", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(importlib.metadata, "version", {"triton": "3.6.0"}.get)
-    monkeypatch.setattr(np, "__version__", "2.10.1")
+    monkeypatch.setattr(importlib.metadata, "version", {"triton": "3.6.0", "numpy": "2.10.1"}.get)
     for arguments in ("demo --interpret", "memory"):
         with pytest.raises(SystemExit) as stopped:
             cli.main(arguments.split())
         assert str(stopped.value) == (
-            f"epilogue {arguments}: Triton 3.6.0's interpreter does not work with NumPy 2.10.1; "
+            f"epilogue {arguments}: the interpreter of Triton 3.6 does not work with NumPy 2.10; "
             "it needs numpy<2.4, or triton>=3.7"
         )
 
@@ -126,8 +124,7 @@ def test_an_interpreter_that_does_not_work_is_said(monkeypatch):
     [("3.6.0", "2.3.5", True), ("3.6.0", "2.4.0", False), ("3.7.1", "2.5.2", True), ("3.10.0", "2.4.0rc1", True)],
 )
 def test_which_interpreters_work(triton, numpy, works, monkeypatch):
-    monkeypatch.setattr(importlib.metadata, "version", {"triton": triton}.get)
-    monkeypatch.setattr(np, "__version__", numpy)
+    monkeypatch.setattr(importlib.metadata, "version", {"triton": triton, "numpy": numpy}.get)
     assert (interpreter_refusal() is None) == works
 
 
