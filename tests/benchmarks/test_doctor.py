@@ -123,6 +123,7 @@ def test_a_refusal_is_no_failure(capsys):
 def test_a_crash_is_a_finding(monkeypatch, capsys):
     crashed = SimpleNamespace(returncode=-11, stdout="", stderr="no C compiler")
     monkeypatch.setattr(triton, "missing", lambda: None)
+    monkeypatch.setattr(triton, "interpreter_refusal", lambda: None)
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: crashed)
     assert doctor.check() == 1
     assert "no C compiler" in capsys.readouterr().out
