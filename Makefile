@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/installed-$(FILES)
 # The folder kernels/ must not be importable by that name: Hugging Face has a package called so.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test gpu check format clean
+.PHONY: demo test wheel gpu check format clean
 
 # BACKEND=cupy or eager: on a GPU in place of the Triton kernels.
 demo: $(INSTALLED)
@@ -22,9 +22,16 @@ ifeq ($(shell uname -s),Linux)
 	TRITON_INTERPRET=1 $(BIN)/pytest -n auto tests/kernels/triton
 endif
 
-# On a machine whose own Python has a CUDA build of torch: the suite, the benchmarks and the tuning on its GPU; ARGS="--minutes 30".
-gpu:
-	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
+# dist/epilogue-*.whl, for machines without a network or with an old setuptools. The commit travels in it: no repository may be there.
+wheel: | $(BIN)/python
+	rm -rf build/lib build/bdist.* dist/epilogue-*.whl
+	git describe --always --dirty --exclude='*' --abbrev=40 >benchmarks/commit.txt 2>/dev/null || rm -f benchmarks/commit.txt
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist . ; status=$$?; rm -f benchmarks/commit.txt; exit $$status
+
+# On a machine whose own Python has a CUDA build of torch: the tests, the benchmarks and the tuning on its GPU; ARGS="--minutes 30".
+# Needs no network where `make wheel` has left a wheel, ours and whatever others (Liger) lie beside it.
+gpu: $(if $(wildcard dist/epilogue-*.whl),,wheel)
+	$(PYTHON) -m pip install --quiet --no-index --no-deps --force-reinstall dist/*.whl
 	$(PYTHON) -m epilogue gpu-run $(ARGS)
 
 check: $(INSTALLED)
@@ -37,10 +44,12 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix
 
 clean:
-	rm -rf $(VENV) build out
+	rm -rf $(VENV) build dist out
 
-$(INSTALLED): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	rm -rf build $(VENV)/installed-*
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test]" --config-settings editable_mode=strict

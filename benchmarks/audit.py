@@ -27,7 +27,7 @@ from tqdm import tqdm
 from epilogue.benchmarks.offline import POINTER, SHARED_BYTES, Case, Resources, compile_case, epilogue_cost, shipped
 from epilogue.benchmarks.report import table
 from epilogue.catalogue import ACTIVATIONS
-from epilogue.triton.configs import POINTWISE
+from epilogue.triton.configs import POINTWISE, fitted
 from epilogue.triton.costs import formulas
 
 WGMMA, MMA, LOAD, STORE = r"HGMMA|UTC\w*MMA", "HMMA", "UTMALDG", "UTMASTG"
@@ -89,7 +89,7 @@ def every_activation(cases: Iterable[Case]) -> Iterator[Case]:
     for case in largest.values():
         for name, act in ACTIVATIONS.items():
             if case.gated or act.arity == 1:
-                yield replace(case, activation=name)
+                yield replace(case, activation=name, config=case.config and fitted(case.config, name, case.gated))
 
 
 def _size(case: Case) -> tuple[bool, int]:

@@ -24,8 +24,6 @@ from epilogue.cupy import tensors
 
 TARGET = 0.85
 """The share of a copy's bandwidth that a pointwise kernel should reach."""
-SECONDS = 200.0
-"""After so long no further case begins."""
 STRIP = 1024
 """So many columns are held against float64 at a time: all of them are up to 2 GB a matrix there."""
 
@@ -198,10 +196,10 @@ def verdict(rows: Sequence[Row], name: str) -> str:
     return f"{name}: {reached} of {len(rows)} cases reach {TARGET:.0%} of the copy, the lowest {min(shares):.1%}"
 
 
-def main(path: Path | None) -> int:
-    """Measure and print; 1 where a result is wrong. Without a GPU: list what would be measured."""
+def main(path: Path | None, seconds: float) -> int:
+    """Measure and print, beginning no case after so long; 1 where a result is wrong. Without a GPU: list what would be measured."""
     if not torch.cuda.is_available():
-        print(f"There is no GPU here. On one, these would be held against a copy, for {SECONDS:.0f} seconds:")
+        print(f"There is no GPU here. On one, these would be held against a copy, for {seconds:.0f} seconds:")
         print("\n".join(map(str, CASES)))
         return 0
     x = torch.empty(1, 1, device="cuda", dtype=torch.bfloat16)
@@ -209,7 +207,7 @@ def main(path: Path | None) -> int:
     backends = {name: importlib.import_module(KERNELS[name]) for name, refusal in refusals.items() if refusal is None}
     if not backends:
         raise SystemExit(f"epilogue bandwidth: no kernel runs here, {'; '.join(map(str, refusals.values()))}")
-    rows = run(CASES, backends, "cuda", path, SECONDS)
+    rows = run(CASES, backends, "cuda", path, seconds)
     print(table(cells(rows, [*backends])))
     for name, refusal in refusals.items():
         print(verdict(rows, name) if refusal is None else f"{name}: {refusal}")

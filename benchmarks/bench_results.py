@@ -5,13 +5,15 @@ Every ratio is of times, ours over theirs: below 1 epilogue is faster.
 
 import json
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from epilogue.benchmarks import training
 from epilogue.benchmarks.cases import Case
+from epilogue.benchmarks.report import GPU_RUN
 from epilogue.benchmarks.timing import Timing
 
 OURS, PRODUCT = "epilogue", "cublas"
@@ -115,29 +117,41 @@ class Results:
 def load(directory: Path) -> tuple[list[Results], list[str]]:
     """(the results by GPU, a message for each file that is left out)."""
     read, left_out = [], []
-    for path in sorted(path for pattern in READERS for path in directory.glob(pattern)):
+    for name, text in _documents(directory):
         try:
-            results = _read(path)
+            results = _read(name, text)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             reason = f"is no result as this version writes it ({type(error).__name__}: {error})"
-            left_out.append(f"left out: {path.name} {reason}")
+            left_out.append(f"left out: {name} {reason}")
             continue
         if results.gpu:
             read.append(results)
         else:
-            left_out.append(f"left out: {path.name} was measured without a GPU")
+            left_out.append(f"left out: {name} was measured without a GPU")
     found: dict[str, Results] = {}
     for results in sorted(read, key=lambda results: results.heads[0]["date"]):
         found.setdefault(results.gpu, Results(results.gpu)).add(results)
     return list(found.values()), left_out
 
 
-def _read(path: Path) -> Results:
-    document = json.loads(path.read_text(encoding="utf-8"))
-    head = {"date": document["date"], "versions": dict(document["versions"]), "file": path.name}
+def _documents(directory: Path) -> Iterator[tuple[str, str]]:
+    """(name, text) of each result: of the files, and of those that a GPU run joined."""
+    for path in sorted(path for pattern in READERS for path in directory.glob(pattern)):
+        yield path.name, path.read_text(encoding="utf-8")
+    joined = directory / GPU_RUN
+    if joined.is_file():
+        for files in json.loads(joined.read_text(encoding="utf-8")).values():
+            for name, document in files.items():
+                if any(fnmatch(name, pattern) for pattern in READERS):
+                    yield name, json.dumps(document)
+
+
+def _read(name: str, text: str) -> Results:
+    document = json.loads(text)
+    head = {"date": document["date"], "versions": dict(document["versions"]), "file": name}
     head |= {name: document.get(name) for name in ("driver", "commit", "roof")}
     results = Results(document["gpu"] or "", [head])
-    (add,) = (READERS[pattern] for pattern in READERS if path.match(pattern))
+    (add,) = (READERS[pattern] for pattern in READERS if fnmatch(name, pattern))
     add(results, document)
     return results
 

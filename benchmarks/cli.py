@@ -26,7 +26,7 @@ EXAMPLES = """examples:
   epilogue bench --report DIR  tables of such results
   epilogue bandwidth           hold the pointwise kernels against a copy of as many bytes, on a GPU
   epilogue training            a training step of two small language models, torch.nn and epilogue, eager and compiled
-  epilogue gpu-run             on a machine with a GPU: tests, benchmarks, tuning, the most valuable first, results in one folder
+  epilogue gpu-run --steps doctor,kernels,memcheck --minutes 9    on a machine with a GPU: tests, benchmarks, tuning, step by step
 """
 
 
@@ -207,6 +207,9 @@ def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     bench.add_argument("--op", nargs="+", choices=OPS, default=OPS, help="these operations alone")
     bench.add_argument("--json", type=Path, metavar="DIR", help="write the result into DIR, again after each case")
     bench.add_argument("--plot", action="store_true", help="draw the results in that DIR")
+    bench.add_argument(
+        "--minutes", type=_minutes, metavar="N", help="after which no case begins, instead of the suite's"
+    )
     bench.add_argument("--report", type=Path, metavar="DIR", help="time nothing, make tables of the results in DIR")
     bench.add_argument("--readme", type=Path, metavar="FILE", help="put the report into this README's part about speed")
     bench.set_defaults(command=run.bench)
@@ -221,6 +224,9 @@ def _add_bandwidth(commands: "argparse._SubParsersAction[argparse.ArgumentParser
         "measured.",
     )
     bandwidth.add_argument("--json", type=Path, metavar="FILE", help="write the result to FILE, again after each case")
+    bandwidth.add_argument(
+        "--minutes", type=_minutes, metavar="N", default=10 / 3, help="after which no case begins (default 3.3)"
+    )
     bandwidth.set_defaults(command=run.bandwidth)
 
 
@@ -241,15 +247,24 @@ def _add_gpu_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     gpu_run = commands.add_parser(
         "gpu-run",
         help="all that needs a GPU, in one command",
-        description="Run the test suite, the benchmarks, compute-sanitizer over the kernels, the tuning, the training step, each in a "
-        "process of its own with its own limit, the most valuable first, and leave results, logs and summary.json in one folder. "
-        "Exit status 1 where a step failed. Without a GPU list the steps. To be called at the root of the repository.",
+        description="Run the kernel tests, compute-sanitizer over them, the benchmarks, the tuning, the training step, each in a "
+        "process of its own with its own limit, the most valuable first. In the folder: summary.json, results.json, log.txt, demo.png, "
+        "written again every few seconds. With the same folder once more it goes on where it ended. "
+        "Exit status 1 where a step failed. Without a GPU list the steps. To be called at the root of the repository; needs no network.",
+    )
+    gpu_run.add_argument(
+        "--steps", type=lambda text: text.split(","), metavar="A,B", help="these alone, in this order (default: all)"
     )
     gpu_run.add_argument(
         "--minutes", type=_minutes, metavar="N", default=60.0, help="how long it may take altogether (default 60)"
     )
     gpu_run.add_argument(
         "--out", type=Path, metavar="DIR", default=Path("out/gpu"), help="the folder (default %(default)s)"
+    )
+    gpu_run.add_argument(
+        "--force",
+        action="store_true",
+        help="repeat the steps that came to their end in DIR, with the same code and GPU",
     )
     gpu_run.set_defaults(command=run.gpu_run)
 

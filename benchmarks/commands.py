@@ -19,7 +19,7 @@ def demo(args: argparse.Namespace) -> int:
             raise SystemExit("epilogue demo: --interpret runs on the CPU; leave out --device cuda")
         _need_triton("demo --interpret")
         if os.environ.get("TRITON_INTERPRET") != "1":
-            _restart_interpreted(args.argv)
+            _restart_interpreted("demo --interpret", args.argv)
     from epilogue.benchmarks import demo
 
     return demo.main(args.model, args.interpret, args.steps, args.out, args.device)
@@ -82,7 +82,7 @@ def memory(args: argparse.Namespace) -> int:
         import torch
 
         if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-            _restart_interpreted(args.argv)
+            _restart_interpreted("memory", args.argv)
     elif not args.source.is_file():
         raise SystemExit(f"epilogue memory: there is no file {args.source}; --json writes one")
     from epilogue.benchmarks import memory
@@ -91,7 +91,7 @@ def memory(args: argparse.Namespace) -> int:
 
 
 def bench(args: argparse.Namespace) -> int:
-    _need("bench", "bench", {"matplotlib": "matplotlib", "tqdm": "tqdm"})
+    _need("bench", "bench", {"tqdm": "tqdm"} | ({"matplotlib": "matplotlib"} if args.plot or args.report else {}))
     if args.report:
         return _bench_report(args.report, args.readme, args.plot)
     if args.readme:
@@ -100,7 +100,7 @@ def bench(args: argparse.Namespace) -> int:
         raise SystemExit("epilogue bench: --plot draws results that were written; give --json DIR")
     from epilogue.benchmarks import bench
 
-    status = bench.main(args.suite, args.op, args.json)
+    status = bench.main(args.suite, args.op, args.json, args.minutes and 60 * args.minutes)
     if args.plot and args.json.is_dir():  # without a GPU it may not be there
         return _bench_report(args.json, None, True) or status
     return status
@@ -116,7 +116,7 @@ def bandwidth(args: argparse.Namespace) -> int:
     _need("bandwidth", "bench", {"tqdm": "tqdm"})
     from epilogue.benchmarks import bandwidth
 
-    return bandwidth.main(args.json)
+    return bandwidth.main(args.json, 60 * args.minutes)
 
 
 def training(args: argparse.Namespace) -> int:
@@ -129,7 +129,7 @@ def training(args: argparse.Namespace) -> int:
 def gpu_run(args: argparse.Namespace) -> int:
     from epilogue.benchmarks import gpu_run
 
-    return gpu_run.main(args.minutes, args.out)
+    return gpu_run.main(args.steps, args.minutes, args.out, args.force)
 
 
 def _need(command: str, extra: str, distributions: dict[str, str]) -> None:
@@ -143,7 +143,12 @@ def _need_triton(what: str) -> None:
         raise SystemExit(f"epilogue {what} needs Triton, which pip installs on Linux alone: pip install triton")
 
 
-def _restart_interpreted(argv: list[str]) -> None:
+def _restart_interpreted(what: str, argv: list[str]) -> None:
     """The same command in a fresh process: this one has read Triton's switch already, when it imported `epilogue`."""
+    from epilogue.triton import interpreter_refusal
+
+    refusal = interpreter_refusal()
+    if refusal:
+        raise SystemExit(f"epilogue {what}: {refusal}")
     command = [sys.executable, "-m", "epilogue", *argv]
     os.execve(sys.executable, command, {**os.environ, "TRITON_INTERPRET": "1"})

@@ -51,12 +51,15 @@ def gpus() -> str:
 def backends() -> list[tuple[str, str, str]]:
     """(kind of array, what its operations run on here, why that and not another)."""
     missing, without = triton.missing(), cupy.missing()
-    served = f"the kernels take {', '.join(DTYPES)}"
+    served, uninterpreted = f"the kernels take {', '.join(DTYPES)}", missing or triton.interpreter_refusal()
     cuda = {**DTYPES, "float64": torch.float64}
     return [
         *((f"torch.Tensor, CUDA, {name}", *_cuda_backend(dtype, served)) for name, dtype in cuda.items()),
         ("torch.Tensor, CPU, float32", *_backend(torch.empty(1, 1))),
-        ("torch.Tensor, CPU, TRITON_INTERPRET=1", *((EAGER, missing) if missing else (INTERPRETED, served))),
+        (
+            "torch.Tensor, CPU, TRITON_INTERPRET=1",
+            *((EAGER, uninterpreted) if uninterpreted else (INTERPRETED, served)),
+        ),
         ("numpy.ndarray", "NumPy reference", "the kernels and torch's operations take tensors"),
         ("cupy.ndarray", *(("nothing", without) if without else (f"{CUPY} and cuBLAS", "CuPy finds a GPU"))),
         *(() if without else _epilogues()),
@@ -143,12 +146,12 @@ def basis(chip: Machine, here: bool) -> str:
 
 def check() -> int:
     """Hold `linear`, forward and backward, against the reference, in a process of its own: a crash there is a finding here."""
-    missing, environment = triton.missing(), dict(os.environ)
+    missing, environment = triton.missing() or triton.interpreter_refusal(), dict(os.environ)
     if torch.cuda.is_available():
         print("Check: epilogue.linear with gelu, compiled for this GPU, against the NumPy reference")
         device, environment["TRITON_INTERPRET"] = "cuda", "0"
     elif missing:
-        print(f"Check: no kernel can run, {missing}.")
+        print(f"Check: no kernel can run without a GPU here: {missing}.")
         return 0
     else:
         print("Check: no GPU to run a compiled kernel; epilogue.linear with gelu in Triton's interpreter instead,")

@@ -12,6 +12,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+GPU_RUN = "results.json"
+"""The file in which `epilogue gpu-run` joins those of its steps: step -> file name -> contents."""
+
 
 def table(rows: Iterable[Sequence[str]]) -> str:
     """The rows as aligned columns; the first is the heading."""
@@ -79,12 +82,13 @@ def driver() -> str:
 
 
 def commit() -> str:
-    """The commit of the code that runs, `-dirty` where it was changed since, or "unknown"."""
+    """The commit of the code that runs, `-dirty` where it was changed since, or "unknown"; of a wheel what `make wheel` wrote into it."""
     here = Path(__file__).resolve()
+    built = here.with_name("commit.txt")
     git = ("git", "-C", str(here.parent))
     tracked = _line(*git, "ls-files", here.name)  # nothing where the package is installed inside another repository
     if tracked != here.name:
-        return "unknown"
+        return built.read_text().strip() if built.is_file() else "unknown"
     return _line(*git, "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40")
 
 

@@ -10,6 +10,10 @@ import torch.nn.functional as F
 
 from epilogue import ACTIVATIONS, Activation
 from epilogue.lookup import bind_params
+from epilogue.triton import interpreter_refusal
+
+interpreted = pytest.mark.skipif(interpreter_refusal() is not None, reason=str(interpreter_refusal()))
+"""Of a test that starts a process with Triton's interpreter."""
 
 PARAMS: dict[str, list[dict[str, float]]] = {
     "leaky_relu": [{}, {"negative_slope": 0.3}, {"negative_slope": -0.2}, {"negative_slope": 0.0}],
@@ -43,6 +47,14 @@ def keywords(entry: Activation, values: tuple) -> dict[str, Any]:
     return dict(zip(entry.params, values, strict=True))
 
 
+class Inaccurate(AssertionError):
+    """A result too far off. found: dtype, shape, index of the worst element, actual and exact there, measure, error, torch's, ratio."""
+
+    def __init__(self, **found: Any) -> None:
+        super().__init__(", ".join(f"{name} {value}" for name, value in found.items()))
+        self.found = found
+
+
 def assert_accurate(actual, unfused, exact) -> None:
     """`actual` errs at most twice as much as torch's own unfused result of that dtype, by maximum and by RMS.
 
@@ -50,19 +62,25 @@ def assert_accurate(actual, unfused, exact) -> None:
     result is not finite, the same is expected.
     """
     assert (actual.dtype, actual.shape) == (unfused.dtype, unfused.shape)
+    dtype, shape = str(actual.dtype).removeprefix("torch."), list(actual.shape)
     eps = torch.finfo(actual.dtype).eps * (
         4 if actual.dtype == torch.float32 else 1
     )  # float32 sums differ by order alone
     actual, unfused, exact = (t.detach().double().cpu() for t in (actual, unfused, exact))
     finite = unfused.isfinite() & exact.isfinite()
     torch.testing.assert_close(actual[~finite], unfused[~finite], rtol=0, atol=0, equal_nan=True)
-    assert actual[finite].isfinite().all()
     if not finite.any():
         return
-    for size in (lambda t: t.abs().max(), lambda t: t.square().mean().sqrt()):
+    for measure, size in (("largest", lambda t: t.abs().max()), ("RMS", lambda t: t.square().mean().sqrt())):
         error, torchs = size((actual - exact)[finite]), size((unfused - exact)[finite])
         allowed = torch.maximum(2.0 * torchs, eps * size(exact[finite]))
-        assert error <= allowed, f"error {error:.3e}, torch's own {torchs:.3e}, allowed {allowed:.3e}"
+        if not error <= allowed:  # not so for NaN either
+            worst = torch.where(finite, actual - exact, 0.0).abs().nan_to_num(nan=torch.inf).argmax()
+            raise Inaccurate(
+                dtype=dtype, shape=shape, index=[int(i) for i in np.unravel_index(int(worst), shape)],
+                actual=actual.flatten()[worst].item(), exact=exact.flatten()[worst].item(), measure=measure,
+                error=error.item(), torch=torchs.item(), ratio=(error / torchs).item(), allowed=allowed.item(),
+            )  # fmt: skip
 
 
 def each(function: Callable, value: Any) -> Any:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("tqdm")
+pytest.importorskip("matplotlib")
 import epilogue
 import walk
 from epilogue.benchmarks import bench_report, bench_results, memory

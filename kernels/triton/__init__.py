@@ -1,5 +1,6 @@
 """The Triton backend. This file imports neither Triton nor a kernel: it says whether the kernels serve some tensors."""
 
+import importlib.metadata
 import importlib.util
 import os
 from typing import Any
@@ -17,7 +18,24 @@ def missing() -> str | None:
         return "triton is not installed"
     if torch.version.hip is not None:
         return "the kernels are for NVIDIA GPUs, this torch is for AMD's"
+    return interpreter_refusal() if INTERPRET else None
+
+
+def interpreter_refusal() -> str | None:
+    """Why Triton's interpreter does not work here, or None: before 3.7 it makes Python numbers of arrays, which NumPy 2.4 forbids."""
+    triton, numpy = release("triton"), release("numpy")
+    if triton and numpy and triton < (3, 7) and numpy >= (2, 4):
+        found = "the interpreter of Triton {}.{} does not work with NumPy {}.{}".format(*triton, *numpy)
+        return f"{found}; it needs numpy<2.4, or triton>=3.7"
     return None
+
+
+def release(package: str) -> tuple[int, ...] | None:
+    """(major, minor) of an installed package, or None."""
+    try:
+        return tuple(int(part) for part in importlib.metadata.version(package).split(".")[:2])
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 _MISSING = missing()

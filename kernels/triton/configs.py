@@ -1,9 +1,11 @@
 """The ways to compute a product with its epilogue, the shipped tile shapes above all. dispatch.py chooses; nothing is timed at a call."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
+
+from . import release
 
 OPTIONS = {"enable_fp_fusion": True}
 """Of every launch. Triton 3.10 contracts a product and a sum by itself no more, which costs gelu 7 instructions an element; 3.9 warns."""
@@ -50,8 +52,8 @@ def shared_bytes(config: Config, family: Family, itemsize: int) -> int:
     return loads + config.tma * family.staged * config.BLOCK_M * config.BLOCK_N // config.PIECES * itemsize
 
 
-# (family, descriptors?, bytes per element). What compiles without a spill and within shared memory (`epilogue audit`); none has been timed
-# on a GPU yet. IEEE float32 products have no matrix instruction, so they stay with the pointer kernel, whose
+# (family, descriptors?, bytes per element). What Triton 3.6 to 3.9 compile without a spill and within shared memory (`epilogue audit` under
+# each); none has been timed on a GPU yet. IEEE float32 products have no matrix instruction, so they stay with the pointer kernel, whose
 # small tiles hold them without spilling. BLOCK_N counts each of a gated layer's two accumulators.
 TABLE: dict[tuple[Family, bool, int], tuple[Config, ...]] = {
     (LINEAR, True, 2): (
@@ -75,20 +77,21 @@ TABLE: dict[tuple[Family, bool, int], tuple[Config, ...]] = {
     (GLU, False, 2): (Config(128, 64, 32, 8, 3), Config(64, 64, 32, 4, 3), Config(16, 64, 64, 4, 3)),
     (LINEAR, False, 4): (Config(64, 64, 16, 4, 3), Config(16, 64, 32, 4, 3)),
     (GLU, False, 4): (Config(64, 32, 32, 4, 3), Config(16, 32, 32, 4, 3)),
-    # Pieces of 32 columns: this epilogue holds up to five tiles, and with pieces of 64 the widest spills.
+    # Pieces of 32 columns: this epilogue holds up to five tiles, and with pieces of 64 the widest spills. Those of 16 columns in float32:
+    # with 32 and dropout Triton 3.6 and 3.8 spill on sm_90; the last one's two pieces: with one 3.8 spills on sm_100.
     (DACT, True, 2): (
         Config(128, 256, 64, 8, 3, True, PIECES=8),
         Config(128, 128, 64, 8, 4, True, PIECES=4),
         Config(64, 128, 64, 4, 4, True, PIECES=4),
         Config(64, 64, 64, 4, 4, True, PIECES=2),
     ),
-    (DACT, True, 4): (Config(128, 128, 32, 8, 3, True, PIECES=4), Config(64, 64, 32, 4, 4, True, PIECES=2)),
+    (DACT, True, 4): (Config(128, 128, 32, 8, 3, True, PIECES=8), Config(64, 64, 32, 4, 4, True, PIECES=2)),
     (DACT, False, 2): (
         Config(128, 128, 32, 8, 4, PIECES=4),
         Config(64, 64, 32, 4, 4, PIECES=2),
         Config(16, 64, 64, 4, 4),
     ),
-    (DACT, False, 4): (Config(64, 64, 16, 4, 3, PIECES=2), Config(16, 64, 32, 4, 3)),
+    (DACT, False, 4): (Config(64, 64, 16, 4, 3, PIECES=2), Config(16, 64, 32, 4, 3, PIECES=2)),
 }
 
 # With dropout the widest tile takes 20 s to compile, and spills where more is to be held (a learnable parameter's sums, a bit of h).
@@ -97,6 +100,16 @@ TABLE |= {
     for (family, tma, itemsize), configs in TABLE.items()
     if family is DACT
 }
+
+SPILLING = {"celu", "elu", "selu", "softplus"} if (release("triton") or (3, 7)) < (3, 7) else set()
+"""With these the gated backward's widest tile spills on sm_90 by Triton 3.6."""
+
+
+def fitted(config: Config, activation: str, gated: bool) -> Config:
+    """The config with which this Triton compiles that activation without a spill: where it must be in half as wide pieces, more stores."""
+    narrow = gated and activation in SPILLING and (config.BLOCK_N, config.PIECES) == (256, 8)
+    return replace(config, PIECES=16) if narrow else config
+
 
 POINTWISE = {"BLOCK_M": 8, "BLOCK_N": 128, "num_warps": 4, **OPTIONS}
 """The block of the pointwise kernels, and how they are launched."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ..catalogue import ACTIVATIONS
 from . import tuned
 from .chips import Machine
-from .configs import TABLE, Choice, Config, Problem, shared_bytes
+from .configs import TABLE, Choice, Config, Problem, fitted, shared_bytes
 from .costs import formula_cost
 
 
@@ -33,7 +33,7 @@ def choose(problem: Problem, chip: Machine, library: bool = False) -> Choice:
 def candidates(problem: Problem, chip: Machine) -> list[Candidate]:
     """Every choice that can be predicted, the best first, and before them what was measured of this problem."""
     itemsize = problem.dtype.itemsize
-    configs = TABLE[problem.family, problem.tma, itemsize]
+    configs = [fitted(c, problem.activation, problem.gated) for c in TABLE[problem.family, problem.tma, itemsize]]
     fitting = [c for c in configs if shared_bytes(c, problem.family, itemsize) <= chip.shared_bytes] or [configs[-1]]
     fitting.sort(
         key=lambda config: config.BLOCK_M * config.BLOCK_N

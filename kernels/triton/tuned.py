@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from .chips import Machine
-from .configs import DACT, DROPPED, GLU, LINEAR, Choice, Config, Problem
+from .configs import DACT, DROPPED, GLU, LINEAR, Choice, Config, Problem, fitted
 
 SHIPPED = Path(__file__).with_name("tuned")
 _FAMILIES = {"linear": LINEAR, "glu": GLU, "dact": DACT, "dact dropout": DROPPED}
@@ -36,7 +36,10 @@ def lookup(problem: Problem, chip: Machine) -> tuple[Choice, float] | None:
     if key in table:
         return table[key]
     found = table.get(key._replace(activation=STANDS_FOR_ALL[problem.gated]))
-    return None if found is None or found[0] == "library" else found
+    if found is None or found[0] == "library":
+        return None
+    choice, microseconds = found
+    return (fitted(choice, problem.activation, problem.gated) if isinstance(choice, Config) else choice), microseconds
 
 
 def key_of(problem: Problem) -> Problem:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+pytest.importorskip("tqdm")
 from epilogue.benchmarks import audit, cli
 from epilogue.benchmarks.offline import SHARED_BYTES, Case, Resources, shipped
 from epilogue.catalogue import ACTIVATIONS

@@ -10,6 +10,7 @@ import types
 import pytest
 import torch
 
+pytest.importorskip("tqdm")
 from epilogue import eager
 from epilogue.benchmarks import bandwidth, cli, timing
 from epilogue.benchmarks.bandwidth import BACKWARD, FORWARD, MLP, PASSES, Case

@@ -2,17 +2,20 @@
 
 import functools
 import json
+import math
 
 import pytest
 import torch
 
-from epilogue.benchmarks import bench, bench_report, bench_results, cli, timing
+pytest.importorskip("tqdm")
+pytest.importorskip("matplotlib")
+from epilogue.benchmarks import bandwidth, bench, bench_report, bench_results, cli, timing
 from epilogue.benchmarks.cases import BOTH, INFERENCE, MODES, SUITES, TRAINING, Case, Suite
 from epilogue.benchmarks.providers import PROVIDERS, TUNED, Provider
 from epilogue.benchmarks.report import table
 
 CASE = Case("mlp", BOTH, "tiny", 40, 32, 48, "relu", "bfloat16", "ieee", True)
-SUITE = Suite(600, 1, (CASE, CASE._replace(op="glu", mode=INFERENCE), CASE._replace(op="linear", mode=TRAINING)))
+SUITE = Suite(math.inf, 1, (CASE, CASE._replace(op="glu", mode=INFERENCE), CASE._replace(op="linear", mode=TRAINING)))
 QUICK = {name: PROVIDERS[name] for name in ("eager", "epilogue", TUNED, "addmm_activation", "cublas")}
 
 
@@ -166,10 +169,19 @@ def test_what_has_no_result_is_said(arguments):
         cli.main(["bench", *arguments.split()])
 
 
+def test_the_minutes_are_the_suites_or_the_callers(monkeypatch):
+    asked = []
+    monkeypatch.setattr(bench, "main", lambda name, ops, directory, seconds: asked.append(seconds) or 0)
+    monkeypatch.setattr(bandwidth, "main", lambda path, seconds: asked.append(seconds) or 0)
+    for command in ("bench", "bench --minutes 1.5", "bandwidth", "bandwidth --minutes 2"):
+        assert cli.main(command.split()) == 0
+    assert asked == [None, 90, pytest.approx(200), 120]
+
+
 def test_the_report_is_asked_for(monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr(bench_report, "main", lambda *arguments: calls.append(arguments) or 3)
-    monkeypatch.setattr(bench, "main", lambda name, ops, directory: 0)
+    monkeypatch.setattr(bench, "main", lambda name, ops, directory, seconds: 0)
     assert cli.main(["bench", "--report", str(tmp_path), "--readme", "README.md"]) == 3
     assert cli.main(["bench", "--json", str(tmp_path), "--plot"]) == 3
     assert [(directory, readme and str(readme), plots) for directory, readme, plots in calls] == [

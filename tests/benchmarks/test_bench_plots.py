@@ -1,5 +1,9 @@
 """The pictures: which there are, and that their dots are the cases. All data is made up."""
 
+import pytest
+
+pytest.importorskip("tqdm")
+pytest.importorskip("matplotlib")
 from epilogue.benchmarks import bench_plots
 from epilogue.benchmarks.bench_results import Results, Roof, row_of
 from made_up import GPU, provider, row

@@ -2,6 +2,8 @@
 
 import pytest
 
+pytest.importorskip("tqdm")
+pytest.importorskip("matplotlib")
 import made_up
 from epilogue.benchmarks import bench_report, report
 from epilogue.benchmarks.bench_results import load

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+pytest.importorskip("tqdm")
 import made_up
 from epilogue.benchmarks.bench_results import LIBRARIES, OURS, PRODUCT, TORCH, Roof, load, row_of
 from epilogue.benchmarks.providers import PROVIDERS
@@ -124,3 +125,20 @@ def test_other_files_are_left_out_and_said(tmp_path):
 
 def test_no_folder_is_no_result(tmp_path):
     assert load(tmp_path / "nowhere") == ([], [])
+
+
+def test_what_a_gpu_run_joined_is_read(tmp_path):
+    """As the files themselves; what is no result for this report is passed over."""
+    good, strange = made_up.bench(row(providers={"epilogue": provider(90.0)})), {"rows": "none"}
+    made_up.save(tmp_path, bench__smoke=good)
+    (apart,), _ = load(tmp_path)
+    (tmp_path / "bench-smoke.json").unlink()
+    steps = {
+        "bench-smoke": {"bench-smoke.json": good},
+        "training": {"training-x.json": strange},
+        "tune": {"tuned.json": 1},
+    }
+    made_up.save(tmp_path, results=steps)
+    (joined,), left_out = load(tmp_path)
+    assert (joined.rows, joined.heads) == (apart.rows, apart.heads)
+    assert [line.split(" is no")[0] for line in left_out] == ["left out: training-x.json"]

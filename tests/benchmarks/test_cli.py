@@ -1,5 +1,6 @@
 """The command line: help, early imports, messages for what is missing, the restart for Triton's interpreter."""
 
+import importlib.metadata
 import importlib.util
 import os
 import subprocess
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from epilogue.benchmarks import cli
+from epilogue.triton import interpreter_refusal
 
 
 def run(*command, cwd):
@@ -95,10 +97,35 @@ def test_the_command_restarts_with_tritons_switch(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setattr(os, "execve", execve)
+    monkeypatch.setattr("epilogue.triton.interpreter_refusal", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for arguments in ("demo --interpret --steps 2", "memory --json kept.json"):
         with pytest.raises(SystemExit, match=arguments):
             cli.main(arguments.split())
+
+
+def test_an_interpreter_that_does_not_work_is_said(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(os, "execve", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(importlib.metadata, "version", {"triton": "3.6.0", "numpy": "2.10.1"}.get)
+    for arguments in ("demo --interpret", "memory"):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(arguments.split())
+        assert str(stopped.value) == (
+            f"epilogue {arguments}: the interpreter of Triton 3.6 does not work with NumPy 2.10; "
+            "it needs numpy<2.4, or triton>=3.7"
+        )
+
+
+@pytest.mark.parametrize(
+    ("triton", "numpy", "works"),
+    [("3.6.0", "2.3.5", True), ("3.6.0", "2.4.0", False), ("3.7.1", "2.5.2", True), ("3.10.0", "2.4.0rc1", True)],
+)
+def test_which_interpreters_work(triton, numpy, works, monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", {"triton": triton, "numpy": numpy}.get)
+    assert (interpreter_refusal() is None) == works
 
 
 def test_doctor_speaks_without_torch(tmp_path):

@@ -7,6 +7,9 @@ import sys
 import pytest
 import torch
 
+pytest.importorskip("tqdm")
+pytest.importorskip("matplotlib")
+from checks import interpreted
 from epilogue.benchmarks import demo
 
 MODELS = ("digits", "llama", "bert")
@@ -20,6 +23,7 @@ def test_the_full_demo_keeps_its_promises(tmp_path, capsys):
     assert (tmp_path / "new" / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 
+@interpreted
 @pytest.mark.parametrize("model", MODELS)
 def test_interpret_trains_through_the_kernels(model, tmp_path):
     pytest.importorskip("triton")

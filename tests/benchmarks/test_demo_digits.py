@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+pytest.importorskip("tqdm")
+pytest.importorskip("matplotlib")
+pytest.importorskip("sklearn")
 from epilogue.benchmarks import demo_digits, side_by_side
 
 SMALL = demo_digits.Scale(width=16, batch=16, steps=3, learning_rate=2e-3, tolerance=1e-5)

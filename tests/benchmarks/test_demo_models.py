@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+pytest.importorskip("tqdm")
+pytest.importorskip("matplotlib")
 from epilogue.benchmarks import demo, side_by_side
 from epilogue.benchmarks.language_models import Size
 from epilogue.nn import fuse, fused

@@ -21,7 +21,7 @@ def test_a_healthy_machine(capsys):
     assert doctor.main() == 0
     printed = capsys.readouterr().out
     assert "GPU: " in printed
-    if triton.missing() is None:
+    if torch.cuda.is_available() or not (triton.missing() or triton.interpreter_refusal()):
         assert printed.count(" ok") == len(doctor.DTYPES)
 
 
@@ -83,6 +83,17 @@ def test_without_triton(monkeypatch, capsys):
     assert rows["torch.Tensor, CPU, TRITON_INTERPRET=1"] == [doctor.EAGER, "triton is not installed"]
 
 
+def test_an_interpreter_that_does_not_work_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(triton, "missing", lambda: None)
+    monkeypatch.setattr(triton, "interpreter_refusal", lambda: "it needs numpy<2.4")
+    assert doctor.check() == 0
+    assert "no kernel can run without a GPU here: it needs numpy<2.4" in capsys.readouterr().out
+    rows = {array: rest for array, *rest in doctor.backends()}
+    assert rows["torch.Tensor, CPU, TRITON_INTERPRET=1"] == [doctor.EAGER, "it needs numpy<2.4"]
+    assert rows["torch.Tensor, CUDA, float16"][0] == doctor.KERNELS
+
+
 def test_the_table_says_what_serves(monkeypatch):
     monkeypatch.setattr(doctor, "serving", lambda x, weight: ("cupy", "triton is not installed"))
     assert ("torch.Tensor, CPU, float32", "CuPy kernels", "triton is not installed") in doctor.backends()
@@ -112,6 +123,7 @@ def test_a_refusal_is_no_failure(capsys):
 def test_a_crash_is_a_finding(monkeypatch, capsys):
     crashed = SimpleNamespace(returncode=-11, stdout="", stderr="no C compiler")
     monkeypatch.setattr(triton, "missing", lambda: None)
+    monkeypatch.setattr(triton, "interpreter_refusal", lambda: None)
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: crashed)
     assert doctor.check() == 1
     assert "no C compiler" in capsys.readouterr().out

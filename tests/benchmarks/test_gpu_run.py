@@ -1,55 +1,107 @@
-"""The run on a GPU: its steps one by one, each with its limit, whatever becomes of them; here with steps that need no GPU."""
+"""The run on a GPU: its steps one by one, each with its limit, whatever becomes of them; here with steps that need no GPU.
+
+The clock is the tests' own.
+"""
 
 import json
+import math
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from epilogue.benchmarks import cli, gpu_run
-from epilogue.benchmarks.gpu_run import Step
-
-SHORT = 0.005
-"""Minutes."""
+from epilogue.benchmarks.gpu_run import Outcome, Step
 
 
-def python(name, code, minutes=1.0, needs=()):
-    return Step(name, minutes, (sys.executable, "-c", code), needs)
+def python(name, code, minutes=1.0, needs=(), *arguments):
+    return Step(name, minutes, (sys.executable, "-c", code, *arguments), needs)
 
 
 def statuses(outcomes):
     return {outcome.step: outcome.status for outcome in outcomes}
 
 
+def log(out, name):
+    """What the step printed."""
+    return gpu_run.Folder(out).logs[name]
+
+
 GOOD = python("good", "import sys; print('out'); print('err', file=sys.stderr)")
 BAD = python("bad", "import sys; print('reason'); sys.exit(3)")
 ENDLESS = "import time; print('begun', flush=True); time.sleep(600)"
+WRITES = python(
+    "writes", "import sys, pathlib; pathlib.Path(sys.argv[1], 'a.json').write_text('[1]')", 1.0, (), "{out}"
+)
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """Stands still, however slow the machine; its `now` may be set."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(gpu_run, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def over(monkeypatch, clock):
+    """The first step's time is up as soon as it has printed something, however long that takes."""
+
+    class Process(subprocess.Popen):
+        def __init__(self, command, **kwargs):
+            self.log = kwargs["stdout"]
+            super().__init__(command, **kwargs)
+
+        def wait(self, timeout=None):
+            if clock.now or timeout is None:
+                return super().wait(timeout)
+            while not os.fstat(self.log.fileno()).st_size and self.poll() is None:
+                time.sleep(0.01)
+            clock.now = 1e6
+            raise subprocess.TimeoutExpired(self.args, timeout)
+
+    monkeypatch.setattr(gpu_run.subprocess, "Popen", Process)
 
 
 def test_a_failure_stops_no_other(tmp_path, capsys):
     outcomes = gpu_run.run([BAD, GOOD], 60, tmp_path / "new")
     assert statuses(outcomes) == {"bad": "failed: exit status 3", "good": "ok"}
-    assert (tmp_path / "new" / "bad.log").read_text() == "reason\n"
-    assert sorted((tmp_path / "new" / "good.log").read_text().split()) == ["err", "out"]
+    assert log(tmp_path / "new", "bad") == "reason\n"
+    assert sorted(log(tmp_path / "new", "good").split()) == ["err", "out"]
     summary = json.loads((tmp_path / "new" / "summary.json").read_text())
     assert [step["status"] for step in summary["steps"]] == ["failed: exit status 3", "ok"]
-    assert {"minutes", "versions", "commit"} <= summary.keys()
+    assert {"minutes", "versions", "commit", "gpu", "driver", "date"} <= summary.keys()
     assert "good: ok" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("over")
 def test_a_step_over_its_limit_is_ended(tmp_path):
-    outcomes = gpu_run.run([python("endless", ENDLESS, SHORT), GOOD], 60, tmp_path)
-    assert statuses(outcomes) == {"endless": "failed: over its limit of 0.005 minutes", "good": "ok"}
-    assert outcomes[0].seconds > 0
+    (outcome,) = gpu_run.run([python("endless", ENDLESS)], 60, tmp_path)
+    assert outcome.status == "failed: over its limit of 1 minutes"
+    assert outcome.seconds > 0
+    assert not outcome.finished
 
 
-def test_a_step_that_is_ended_may_still_speak(tmp_path):
-    code = "import time\ntry: time.sleep(600)\nexcept KeyboardInterrupt: print('what failed so far')"
-    gpu_run.run([python("tests", code, 10 * SHORT)], 60, tmp_path)
-    assert (tmp_path / "tests.log").read_text() == "what failed so far\n"
+@pytest.mark.usefixtures("over")
+def test_the_run_is_over_in_the_midst_of_a_step(tmp_path):
+    outcomes = gpu_run.run([python("endless", ENDLESS, 2), GOOD], 1.5, tmp_path)
+    assert outcomes[0].status == "stopped: its time was up"
+    assert outcomes[1].status == "not run: 0.0 minutes left for it, it needs 0.5"
+
+
+@pytest.mark.usefixtures("over")
+def test_a_step_that_is_ended_may_still_speak(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_run, "PATIENCE", 600)
+    code = (
+        "import time\ntry: print('begun', flush=True); time.sleep(600)\nexcept KeyboardInterrupt: print('what failed')"
+    )
+    gpu_run.run([python("tests", code)], 60, tmp_path)
+    assert log(tmp_path, "tests") == "begun\nwhat failed\n"
 
 
 def test_one_that_will_not_end_is_killed_with_its_children(monkeypatch):
@@ -64,46 +116,185 @@ def test_one_that_will_not_end_is_killed_with_its_children(monkeypatch):
         assert state.exists()
         gpu_run.stop(process)
     assert process.returncode == -signal.SIGKILL
-    for _ in range(1000):  # the kernel may take a moment
-        if not state.exists() or state.read_text().split()[2] == "Z":
-            return
+    while (
+        state.exists() and state.read_text().split()[2] != "Z"
+    ):  # the kernel may take a moment; for ever if it goes on
         time.sleep(0.01)
-    pytest.fail("the child goes on")
 
 
-def test_the_run_is_over_in_the_midst_of_a_step(tmp_path):
-    minutes = 1.5 * SHORT
-    outcomes = gpu_run.run([python("endless", ENDLESS, 2 * SHORT), GOOD], minutes, tmp_path)
-    assert outcomes[0].status == "stopped: the run's time was up"
-    assert outcomes[1].status == "not run: 0.0 minutes left, it may need 1"
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        (gpu_run.STOPPED, "stopped: its time was up"),
+        (gpu_run.STOPPED_FAILED, "failed: some tests, until its time was up"),
+        (None, "stopped: its time was up"),
+    ],
+)
+def test_what_stopped_in_time_is_not_finished(code, status):
+    assert gpu_run.verdict(code, GOOD, 0.5) == status
+    assert not Outcome("good", 1.0, status, "", "", "").finished
 
 
 def test_a_long_step_leaves_its_time_to_a_shorter_one(tmp_path):
     outcomes = gpu_run.run([python("long", "1", minutes=100), GOOD], 40, tmp_path)
-    assert statuses(outcomes) == {"long": "not run: 40.0 minutes left, it may need 100", "good": "ok"}
-    assert not (tmp_path / "long.log").exists()
+    assert statuses(outcomes) == {"long": "not run: 40.0 minutes left for it, it needs 50", "good": "ok"}
+    assert "long" not in gpu_run.Folder(tmp_path).logs
+
+
+def test_what_can_plan_shares_what_is_left():
+    planner = Step("planner", 8, ("run", "{minutes}"))
+    fixed, last = Step("fixed", 4, ("run",)), Step("last", 4, ("run", "{minutes}"))
+    assert gpu_run.allowance(planner, 8, [fixed, last]) == 4  # 8 of 16 minutes' worth
+    assert gpu_run.allowance(planner, 100, [fixed, last]) == 8
+    assert gpu_run.allowance(fixed, 4, [last]) == 3  # and a minute for the last
+    assert gpu_run.allowance(fixed, 2.5, [last]) == 2  # the first come first
+    assert gpu_run.allowance(last, -1, []) == 0
+    assert gpu_run.refusal(planner, 1.0) is None
+    assert gpu_run.refusal(planner, 0.9) == "0.9 minutes left for it, it needs 1"
+    assert gpu_run.refusal(fixed, 1.9) == "1.9 minutes left for it, it needs 2"
+
+
+@pytest.mark.parametrize("minutes", [9, 9.5, 30])
+@pytest.mark.parametrize(
+    "names",
+    ["doctor,kernels,memcheck", "bench-smoke,bench-headline", "tune,training,bandwidth,demo"],
+)
+def test_a_set_of_steps_fits_into_a_call(names, minutes, monkeypatch):
+    """Each begins, though every one takes all that it is allowed."""
+    monkeypatch.setattr(gpu_run, "_found", lambda need: True)
+    todo = gpu_run.named(names.split(","), gpu_run.steps())
+    left = float(minutes)
+    for index, step in enumerate(todo):
+        allowed = gpu_run.allowance(step, left, todo[index + 1 :])
+        assert gpu_run.refusal(step, allowed) is None
+        left -= allowed
+    assert left > -1e-9
 
 
 def test_what_a_step_needs(tmp_path):
     outcomes = gpu_run.run(
-        [python("one", "1", needs=("no-such-tool", "nor-file")), python("two", "1", needs=("sh", str(tmp_path)))],
+        [
+            python("one", "1", needs=("no-such-tool", "nor-file", "nosuchpackage")),
+            python("two", "1", needs=("sh", str(tmp_path), "pytest")),
+        ],
         60,
         tmp_path,
     )
-    assert statuses(outcomes) == {"one": "not run: no-such-tool, nor-file not found here", "two": "ok"}
+    assert statuses(outcomes) == {"one": "not run: no-such-tool, nor-file, nosuchpackage not found here", "two": "ok"}
 
 
 def test_a_step_may_plan_for_less_than_its_limit(tmp_path):
     planner = Step("planner", 10, (sys.executable, "-c", "import sys; print(sys.argv)", "--minutes", "{minutes}"))
     gpu_run.run([planner], 60, tmp_path)
-    assert "'--minutes', '8'" in (tmp_path / "planner.log").read_text()
-    gpu_run.run([planner], 5.5, tmp_path)
-    assert "'--minutes', '5'" in (tmp_path / "planner.log").read_text()
+    assert "'--minutes', '8.00'" in log(tmp_path, "planner")
+    assert gpu_run.command_of(planner, 5.5, "")[-1] == "4.40"
 
 
 def test_no_step_sees_the_folder_kernels(tmp_path):
     gpu_run.run([python("safe", "import os; print(os.environ['PYTHONSAFEPATH'])")], 60, tmp_path)
-    assert (tmp_path / "safe.log").read_text() == "1\n"
+    assert log(tmp_path, "safe") == "1\n"
+
+
+def test_results_are_joined(tmp_path):
+    code = (
+        "import json, pathlib, sys; out = pathlib.Path(sys.argv[1]); (out / 'a.json').write_text('{\"x\": 1}'); "
+        "(out / 'b.json').write_text('[2]'); (out / 'demo.png').write_bytes(b'png')"
+    )
+    outcomes = gpu_run.run([python("one", code, 1.0, (), "{out}"), BAD, WRITES], 60, tmp_path)
+    assert statuses(outcomes) == {"one": "ok", "bad": "failed: exit status 3", "writes": "ok"}
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found == {"one": {"a.json": {"x": 1}, "b.json": [2]}, "writes": {"a.json": [1]}}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.png", "log.txt", "results.json", "summary.json"]
+    assert (tmp_path / "demo.png").read_bytes() == b"png"
+    assert outcomes[2].command.endswith(" '{out}'")  # the same in every run
+
+
+def test_what_is_no_json_is_said(tmp_path):
+    code = "import sys, pathlib; pathlib.Path(sys.argv[1], 'a.json').write_text('[1')"
+    gpu_run.run([python("one", code, 1.0, (), "{out}")], 60, tmp_path)
+    assert gpu_run.Folder(tmp_path).results["one"]["a.json"].startswith("no JSON: ")
+
+
+def test_a_finished_step_is_not_repeated(tmp_path, capsys):
+    first = gpu_run.run([WRITES, BAD], 60, tmp_path)
+    capsys.readouterr()
+    assert gpu_run.run([WRITES, BAD, GOOD], 60, tmp_path)[:2] == first
+    said = capsys.readouterr().out
+    assert "writes: ok, from an earlier run; --force repeats it" in said
+    assert "bad: failed: exit status 3, from an earlier run" in said
+    assert "good: ok" in said
+    folder = gpu_run.Folder(tmp_path)
+    assert [*folder.outcomes] == ["writes", "bad", "good"]
+    assert folder.results == {"writes": {"a.json": [1]}}
+    assert folder.logs["bad"] == "reason\n"
+    gpu_run.run([WRITES], 60, tmp_path, force=True)
+    assert "from an earlier run" not in capsys.readouterr().out
+    assert [*gpu_run.Folder(tmp_path).outcomes] == ["bad", "good", "writes"]
+
+
+@pytest.mark.parametrize("change", ["command", "code", "unfinished"])
+def test_what_changed_is_repeated(change, tmp_path, monkeypatch, capsys):
+    gpu_run.run([BAD], 60, tmp_path)
+    step = BAD
+    if change == "command":
+        step = python("bad", "print('other')")
+    elif change == "code":
+        monkeypatch.setattr(gpu_run, "identity", lambda: "another")
+    else:
+        summary = json.loads((tmp_path / "summary.json").read_text())
+        summary["steps"][0]["status"] = "running"  # as a run leaves it that was killed
+        (tmp_path / "summary.json").write_text(json.dumps(summary))
+    gpu_run.run([step], 60, tmp_path)
+    assert "from an earlier run" not in capsys.readouterr().out
+
+
+def test_no_time_takes_nothing_away(tmp_path, monkeypatch):
+    gpu_run.run([WRITES], 60, tmp_path)
+    monkeypatch.setattr(gpu_run, "identity", lambda: "another")
+    (outcome,) = gpu_run.run([WRITES], 0.001, tmp_path)
+    assert outcome.status == "ok"
+    assert gpu_run.Folder(tmp_path).results == {"writes": {"a.json": [1]}}
+
+
+def test_the_folder_is_written_while_a_step_runs(tmp_path, monkeypatch):
+    """What a run leaves that is killed: the files of the steps before, and the running one's so far."""
+    seen = []
+    monkeypatch.setattr(gpu_run, "SAVED", 0.01)
+    save = gpu_run.Folder.save
+
+    def saved(self):
+        save(self)
+        seen.append((statuses(self.outcomes.values()), dict(self.results)))
+        if self.results.get("endless"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu_run.Folder, "save", saved)
+    code = (
+        "import os, sys, time; path = sys.argv[1] + '/a.json'; open(path + '.partial', 'w').write('[2]'); "
+        "os.replace(path + '.partial', path); time.sleep(600)"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        gpu_run.run([WRITES, python("endless", code, 1.0, (), "{out}")], 60, tmp_path)
+    assert ({"writes": "ok", "endless": "running"}, {"writes": {"a.json": [1]}, "endless": {"a.json": [2]}}) in seen
+    assert statuses(gpu_run.Folder(tmp_path).outcomes.values())["endless"] == "stopped: the run was ended"
+
+
+def test_a_long_log_keeps_its_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_run, "LOG", 400)
+    gpu_run.run([python("long", "print('head' + 'x' * 1000 + 'tail', end='')")], 60, tmp_path)
+    text = log(tmp_path, "long")
+    assert text == f"head{'x' * 96}\n[608 bytes left out]\n{'x' * 296}tail"
+
+
+def test_all_logs_together_are_small():
+    assert len(gpu_run.steps()) * (gpu_run.LOG + 4096) < 16 << 20
+
+
+def test_a_log_may_hold_anything(tmp_path):
+    code = "import sys; sys.stdout.buffer.write(b'a\\xff\\fb: c\\n')"
+    gpu_run.run([python("one", code), GOOD], 60, tmp_path)
+    assert log(tmp_path, "one") == "a\nb: c\n"
+    assert [*gpu_run.Folder(tmp_path).logs] == ["one", "good"]
 
 
 @pytest.mark.parametrize(
@@ -111,29 +302,73 @@ def test_no_step_sees_the_folder_kernels(tmp_path):
 )
 def test_the_exit_status(steps, status, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_run.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu_run, "steps", lambda out: steps)
-    assert cli.main(["gpu-run", "--minutes", "1", "--out", str(tmp_path)]) == status
-    assert "  seconds  status" in capsys.readouterr().out
+    monkeypatch.setattr(gpu_run.torch.cuda, "get_device_name", lambda: "a test's")
+    monkeypatch.setattr(gpu_run.signal, "signal", lambda *what: None)
+    monkeypatch.setattr(gpu_run, "steps", lambda: steps)
+    assert cli.main(["gpu-run", "--minutes", "60", "--out", str(tmp_path)]) == status
+    printed = capsys.readouterr().out
+    assert "  seconds  status" in printed
+    assert f"log.txt, results.json, summary.json in {tmp_path}" in printed
+
+
+def test_any_steps_in_any_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_run.torch.cuda, "is_available", lambda: False)
+    assert cli.main(["gpu-run", "--steps", "memcheck,doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[3:]] == ["memcheck", "doctor"]
+    with pytest.raises(
+        SystemExit, match="gpu-run: no step is called 'kernel', ''; there are doctor, kernels, memcheck, "
+    ):
+        cli.main(["gpu-run", "--steps", "kernel,doctor,"])
 
 
 def test_without_a_gpu_the_steps_are_listed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_run.torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(gpu_run, "run", None)
+    monkeypatch.setattr(gpu_run, "_found", lambda need: need != "compute-sanitizer")
     assert cli.main(["gpu-run", "--out", str(tmp_path / "new")]) == 0
-    printed = capsys.readouterr().out
-    for step in gpu_run.steps(tmp_path / "new"):
-        assert f"{step.name} " in printed
-        assert step.command[-1] in printed
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    for step in gpu_run.steps():
+        assert step.command[-1] in lines[step.name]
+        assert ("compute-sanitizer  " in lines[step.name]) == ("compute-sanitizer" in step.needs)
     assert not (tmp_path / "new").exists()
+
+
+def test_an_old_wheel_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_run.torch.cuda, "is_available", lambda: True)
+    monkeypatch.chdir(tmp_path)
+    assert gpu_run.stale() is None  # no checkout here
+    (tmp_path / "nn").mkdir()
+    package = Path(gpu_run.epilogue.__file__).parent
+    (tmp_path / "nn" / "mlp.py").write_bytes((package / "nn" / "mlp.py").read_bytes())
+    assert gpu_run.stale() is None
+    (tmp_path / "nn" / "linear.py").write_text("changed")
+    with pytest.raises(SystemExit, match=r"nn/linear\.py is not what is installed"):
+        cli.main(["gpu-run", "--out", str(tmp_path)])
+
+
+def test_code_and_tests_have_one_identity(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    without = gpu_run.identity()
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_one.py").write_text("1")
+    one = gpu_run.identity()
+    (tmp_path / "tests" / "test_one.py").write_text("2")
+    assert len({without, one, gpu_run.identity()}) == 3
+    monkeypatch.setattr(gpu_run, "versions", lambda: {"triton": "another"})
+    assert gpu_run.identity() != one
 
 
 def test_the_commands_are_understood(tmp_path):
     """Our own commands, by our own parser."""
     parser, understood = cli._parser(), set()
-    for step in gpu_run.steps(tmp_path):
-        if step.command[:3] == (sys.executable, "-m", "epilogue"):
-            parser.parse_args([word.replace("{minutes}", "5") for word in step.command[3:]])
-            understood.add(step.command[3])
+    for step in gpu_run.steps():
+        command = gpu_run.command_of(step, math.pi, str(tmp_path))
+        if command[:3] == [sys.executable, "-m", "epilogue"]:
+            parser.parse_args(command[3:])
+            understood.add(command[3])
+        else:
+            assert {"--minutes", "--failures", "epilogue.benchmarks.failures"} <= set(command)
     assert understood == {"doctor", "bench", "bandwidth", "tune", "training", "host-cost", "memory", "demo"}
 
 
@@ -145,7 +380,12 @@ def test_minutes_are_more_than_none(minutes, capsys):
     assert "more than 0" in capsys.readouterr().err
 
 
-def test_the_sanitizers_tools(tmp_path):
-    steps = {step.name: step.command for step in gpu_run.steps(tmp_path)}
+def test_the_sanitizers_tools():
+    steps = {step.name: step.command for step in gpu_run.steps()}
     for name, tool in {"memcheck": "memcheck", "memcheck-cupy": "memcheck", "racecheck": "racecheck"}.items():
         assert steps[name][steps[name].index("--tool") + 1] == tool
+
+
+@pytest.mark.parametrize("path", [*gpu_run.VALUABLE, gpu_run.TENSORS])
+def test_the_tests_that_a_step_names_are_there(path):
+    assert (Path(__file__).parents[2] / path).is_file()

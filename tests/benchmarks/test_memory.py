@@ -11,6 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+pytest.importorskip("tqdm")
+pytest.importorskip("matplotlib")
+from checks import interpreted
 from epilogue.benchmarks import cli, memory, report
 from epilogue.benchmarks.shapes import SHAPES, Shape
 from epilogue.catalogue import ACTIVATIONS
@@ -56,6 +59,7 @@ SEED = 8 / 2 / memory.TOKENS
 """Dropout's only trace, 64 bits a call, as elements per token."""
 
 
+@interpreted
 def test_the_kernels_keep_what_arithmetic_says(tmp_path):
     """x and the pre-activations, or x alone; in a fresh process, for Triton's interpreter."""
     pytest.importorskip("triton")

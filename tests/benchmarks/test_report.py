@@ -35,5 +35,12 @@ def test_the_commit_is_that_of_the_repository(monkeypatch):
     assert report.commit() == "unknown"
 
 
+def test_a_wheel_knows_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "report.py"))
+    assert report.commit() == "unknown"
+    (tmp_path / "commit.txt").write_text("0123abc-dirty\n")  # which `make wheel` puts beside it
+    assert report.commit() == "0123abc-dirty"
+
+
 def test_no_cell_ends_its_row():
     assert report.markdown([("a", "b"), ("x | y", "z")]) == "| a | b |\n| --- | --- |\n| x \\| y | z |"

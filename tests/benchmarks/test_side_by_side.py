@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+pytest.importorskip("tqdm")
+pytest.importorskip("matplotlib")
 from epilogue import backends, triton
 from epilogue.benchmarks import side_by_side
 

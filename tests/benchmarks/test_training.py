@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+pytest.importorskip("tqdm")
 from epilogue.benchmarks import bench_results, training
 from epilogue.benchmarks.language_models import Size
 from epilogue.benchmarks.layers import STOCK, Layers

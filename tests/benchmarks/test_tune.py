@@ -4,6 +4,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+pytest.importorskip("tqdm")
 from epilogue.benchmarks import cli, tune
 from epilogue.triton import tuned
 from epilogue.triton.chips import CHIPS

@@ -2,7 +2,6 @@
 
 import copy
 
-import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -10,6 +9,8 @@ import torch
 import epilogue
 from checks import OPS, arguments, each, keywords, leaves, op_cases, unfused
 from epilogue import ACTIVATIONS, reference
+
+ml_dtypes = pytest.importorskip("ml_dtypes")
 
 DTYPES = {
     np.float16: torch.float16,

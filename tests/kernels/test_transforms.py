@@ -199,4 +199,4 @@ compiled = lambda f: torch.compile(f, fullgraph=True, backend=backend)
 {FIRST_CALLS[call]}
 assert len(graphs) == 1
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd="/", timeout=300)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd="/")

@@ -9,7 +9,7 @@ import torch
 
 import epilogue
 from epilogue.operands import Dropout, Operands
-from epilogue.triton import dispatch, tuned
+from epilogue.triton import configs, dispatch, tuned
 from epilogue.triton.chips import CHIPS, INTERPRETER, precision
 from epilogue.triton.configs import DACT, DROPPED, GLU, LINEAR, TABLE, Config, Problem, shared_bytes
 from epilogue.triton.costs import UNKNOWN, formula_cost
@@ -198,6 +198,25 @@ def test_precision_follows_torch():
 # --- what was measured
 
 TILE = Config(64, 64, 64, 4, 4, True, GROUP_M=16)
+
+
+def test_tiles_that_this_triton_does_not_spill(nothing_measured, monkeypatch):
+    """In narrower pieces, by prediction and where another activation was measured in its place; others keep theirs."""
+    monkeypatch.setattr(configs, "SPILLING", {"celu"})
+    wide = TABLE[DACT, True, 2][0]
+    narrow = replace(wide, PIECES=16)
+    celu = SWIGLU_BACKWARD._replace(activation="celu")
+
+    def found(problem):
+        return {candidate.choice for candidate in candidates(problem, H200)} & {wide, narrow}
+
+    assert found(SWIGLU_BACKWARD) == found(celu._replace(gated=False)) == {wide}
+    assert found(celu) == {narrow}
+    tuned.save({SWIGLU_BACKWARD: (wide, 1.0)}, H200, nothing_measured)
+    assert choose(SWIGLU_BACKWARD, H200) == wide
+    assert choose(celu, H200) == narrow
+    assert found(celu) == {narrow}
+    assert configs.fitted(TABLE[DACT, True, 2][1], "celu", True) == TABLE[DACT, True, 2][1]
 
 
 def test_measured_comes_first(nothing_measured):

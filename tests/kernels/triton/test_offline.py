@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+pytest.importorskip("tqdm")
 from epilogue.benchmarks.audit import every_activation, faults
 from epilogue.benchmarks.offline import SHARED_BYTES, compile_case, epilogue_cost, shipped
 from epilogue.catalogue import ACTIVATIONS

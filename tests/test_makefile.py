@@ -1,0 +1,37 @@
+"""What `make gpu` would do: with a wheel that lies there it asks no network for anything, without one it builds it."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+
+
+def planned(folder, *arguments):
+    """The commands that make would run in a folder of the Makefile alone."""
+    shutil.copy(Path(__file__).parent.parent / "Makefile", folder)
+    command = ["make", "--dry-run", "PYTHON=/its/own/python", *arguments]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.splitlines()
+
+
+def test_a_wheel_that_is_there_is_installed(tmp_path):
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / "epilogue-0.1.0-py3-none-any.whl").touch()
+    assert planned(tmp_path, "gpu", "ARGS=--minutes 5") == [
+        "/its/own/python -m pip install --quiet --no-index --no-deps --force-reinstall dist/*.whl",
+        "/its/own/python -m epilogue gpu-run --minutes 5",
+    ]
+
+
+def test_one_that_is_not_is_built(tmp_path):
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / "liger_kernel-1.0-py3-none-any.whl").touch()
+    commands = planned(tmp_path, "gpu")
+    assert commands[0] == "/its/own/python -m venv .venv"
+    assert any(command.startswith(".venv/bin/python -m pip wheel ") for command in commands)
+    assert commands[-2:] == [
+        "/its/own/python -m pip install --quiet --no-index --no-deps --force-reinstall dist/*.whl",
+        "/its/own/python -m epilogue gpu-run ",
+    ]
