@@ -7,8 +7,23 @@ At NaN the gradients of hardtanh, relu6, elu, selu, celu, hardswish and the shri
 code and its scalar code; these are one of the two.
 """
 
+import math
+
 from .catalogue import activation, derivative_of, exact_in_half, pair
-from .vocabulary import absolute, exp, expm1, log1p, maximum, minimum, normal_cdf, reciprocal, sigmoid, tanh, where
+from .vocabulary import (
+    absolute,
+    exp,
+    expm1,
+    log1p,
+    maximum,
+    minimum,
+    normal_cdf,
+    reciprocal,
+    sigmoid,
+    sqrt,
+    tanh,
+    where,
+)
 
 
 @activation(oracle=lambda F, x: x, aliases=("linear", "none"))
@@ -302,9 +317,21 @@ def gelu_grad(x):
     return normal_cdf(x) + x * exp(-0.5 * x * x - 0.9189385332046727)
 
 
+@activation(oracle=lambda F, x: F.gelu(x).clip(-10.0, 10.0), kinks=(10.0,))
+def gelu_10(x):
+    """min(gelu(x), 10), gelu clipped to [-10, 10], of which it never reaches the lower end; above 9 it is x.  arXiv:2004.09602."""
+    return minimum(x * normal_cdf(x), 10.0)
+
+
+@derivative_of(gelu_10)
+def gelu_10_grad(x):
+    """gelu's up to 10. At inf it is 0, its limit, where torch's composite gives NaN."""
+    return where(x > 10.0, 0.0, normal_cdf(x) + x * exp(-0.5 * x * x - 0.9189385332046727))
+
+
 @activation(
     oracle=lambda F, x: F.gelu(x, approximate="tanh"),
-    aliases=("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_accurate"),
+    aliases=("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate"),
     gated="geglu_tanh",
     variant_of=("gelu", "approximate", "tanh"),
 )
@@ -432,6 +459,20 @@ def softplus_grad_output(y, beta, threshold):
     return -expm1(-beta * y)
 
 
+@activation(oracle=lambda F, x: F.softplus(x).sqrt())
+def sqrtsoftplus(x):
+    """√softplus(x), with softplus' threshold 20; below -40 it is e^(x/2).  DeepSeek's router; transformers' SqrtSoftplusActivation."""
+    s = where(x > 20.0, x, maximum(x, 0.0) + log1p(exp(-absolute(x))))
+    return where(x < -40.0, exp(0.5 * x), sqrt(s))
+
+
+@derivative_of(sqrtsoftplus)
+def sqrtsoftplus_grad(x):
+    """σ(x) / (2 √softplus(x)). Where softplus underflows it is e^(x/2) / 2, where torch's composite gives NaN."""
+    s = where(x > 20.0, x, maximum(x, 0.0) + log1p(exp(-absolute(x))))
+    return where(x < -40.0, 0.5 * exp(0.5 * x), where(x > 20.0, 0.5, 0.5 * sigmoid(x)) * reciprocal(sqrt(s)))
+
+
 @activation(
     oracle=lambda F, x, lambd: F.softshrink(x, lambd),
     kinks=lambda lambd: (-lambd, lambd),
@@ -472,6 +513,63 @@ def threshold_grad(x, threshold, value):
     return where(x <= threshold, 0.0, 1.0)
 
 
+@activation(
+    oracle=lambda F, x, mu, sigma: 0.5 * (1.0 + ((x - mu) / (sigma * 2.0**0.5)).erf()),
+    requires=(lambda mu, sigma: sigma > 0.0, "sigma > 0"),
+)
+def laplace(x, mu=0.707107, sigma=0.282095):
+    """½ (1 + erf((x - mu) / (sigma √2))) = Φ((x - mu) / sigma).  Ma et al. 2022 (MEGA), arXiv:2209.10655."""
+    return normal_cdf((x - mu) * (1.0 / sigma))
+
+
+@derivative_of(laplace)
+def laplace_grad(x, mu, sigma):
+    t = (x - mu) * (1.0 / sigma)
+    return exp(-0.5 * t * t - 0.9189385332046727) * (1.0 / sigma)
+
+
+def _xielu(F, x, alpha_p, alpha_n, beta, eps):
+    p, n = (
+        max(a, 0.0) + math.log1p(math.exp(-abs(a))) if isinstance(a, float) else F.softplus(a)
+        for a in (alpha_p, alpha_n)
+    )
+    return (p * x * x + beta * x).where(x > 0, (x.clip(max=eps).expm1() - x) * (beta + n) + beta * x)
+
+
+@activation(oracle=_xielu, kinks=lambda alpha_p, alpha_n, beta, eps: (eps, 0.0))
+def xielu(x, alpha_p=0.2033823208110246, alpha_n=-1.0502256128148468, beta=0.5, eps=-1e-6):
+    """a x² + beta x for x > 0, else (beta + a) (e^min(x, eps) - 1 - x) + beta x, where a = softplus(alpha_p) or softplus(alpha_n).
+
+    The latter as (beta + a) (e^min(x, eps) - 1) - a x, where nothing cancels far from 0; at -inf it is inf, where torch's composite gives
+    NaN. alpha_p and alpha_n are floats, by default those of a = 0.8 and beta + a = 0.8, or learnable tensors.  Huang & Schlag 2024,
+    arXiv:2411.13010; transformers' XIELUActivation.
+    """
+    a = where(x > 0.0, alpha_p, alpha_n)
+    s = maximum(a, 0.0) + log1p(exp(-absolute(a)))
+    return where(x > 0.0, s * x * x + beta * x, (beta + s) * expm1(minimum(x, eps)) - s * x)
+
+
+@derivative_of(xielu)
+def xielu_grad(x, alpha_p, alpha_n, beta, eps):
+    """Between eps and 0 the exponential is a constant, as in torch. At -inf it is its limit, where torch's composite gives NaN."""
+    a = where(x > 0.0, alpha_p, alpha_n)
+    s = maximum(a, 0.0) + log1p(exp(-absolute(a)))
+    e = where(x > eps, 0.0, exp(minimum(x, eps)))
+    return where(x > 0.0, 2.0 * s * x + beta, (beta + s) * e - s)
+
+
+@derivative_of(xielu, "alpha_p")
+def xielu_grad_alpha_p(x, alpha_p, alpha_n, beta, eps):
+    a = where(x > 0.0, alpha_p, alpha_n)
+    return where(x > 0.0, sigmoid(a) * x * x, 0.0)
+
+
+@derivative_of(xielu, "alpha_n")
+def xielu_grad_alpha_n(x, alpha_p, alpha_n, beta, eps):
+    a = where(x > 0.0, alpha_p, alpha_n)
+    return where(x > 0.0, 0.0, sigmoid(a) * (expm1(minimum(x, eps)) - x))
+
+
 @pair(oracle=lambda F, a, b: a * b)
 def bilinear(a, b):
     """a · b: the gated layer without an activation.  Shazeer 2020, arXiv:2002.05202."""
@@ -502,3 +600,20 @@ def maxout_grad_a(a, b):
 @derivative_of(maxout, "b")
 def maxout_grad_b(a, b):
     return where(b < a, 0.0, where(a == b, 0.5, 1.0))
+
+
+@pair(oracle=lambda F, a, b: a * F.sigmoid(b))
+def glu_gate_last(a, b):
+    """a · σ(b): torch.nn.GLU, whose second half is the gate. Our `glu` is σ(a) · b.  Dauphin et al. 2016, arXiv:1612.08083."""
+    return a * sigmoid(b)
+
+
+@derivative_of(glu_gate_last, "a")
+def glu_gate_last_grad_a(a, b):
+    return sigmoid(b)
+
+
+@derivative_of(glu_gate_last, "b")
+def glu_gate_last_grad_b(a, b):
+    s = sigmoid(-absolute(b))
+    return a * (s * (1.0 - s))

@@ -22,6 +22,8 @@ PARAMS: dict[str, list[dict[str, float]]] = {
     "hardshrink": [{}, {"lambd": 0.0}, {"lambd": 2.0}],
     "threshold": [{"threshold": 0.5, "value": -2.0}, {"threshold": -1.0, "value": 3.0}],
     "swish": [{}, {"beta": 1.7}, {"beta": -0.5}, {"beta": 0.0}],
+    "laplace": [{}, {"mu": 0.0, "sigma": 1.0}, {"mu": -1.0, "sigma": 3.0}],
+    "xielu": [{}, {"alpha_p": -2.0, "alpha_n": 1.0, "beta": 0.25}, {"alpha_p": 0.5, "alpha_n": -3.0, "eps": -0.5}],
 }
 
 

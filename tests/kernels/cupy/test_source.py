@@ -28,7 +28,8 @@ def kernels(entry, dtype):
         if entry.output_derivative(values) and not gated:
             yield source(*head, **formulas(entry, values, "output"))
         if entry.learnable:
-            yield source(dtype, wide, (True,), *head[3:], **formulas(entry, (np.ones(3),), "input"))
+            arrays = (True, *head[2][1:])
+            yield source(dtype, wide, arrays, *head[3:], **formulas(entry, (np.ones(3), *values[1:]), "input"))
 
 
 def assert_clean(code, architecture):

@@ -49,5 +49,7 @@ def test_formula(formula, entry, values, dtype, device):
     finite = exact.isfinite()
     torch.testing.assert_close(actual[~finite], exact[~finite], rtol=0, atol=0, equal_nan=True)
     absolute, relative = ALLOWED[dtype]
-    absolute = CROSSING[dtype] if formula.__name__ == "gelu_grad" else absolute
+    absolute = CROSSING[dtype] if formula.__name__ in ("gelu_grad", "gelu_10_grad") else absolute
+    if formula.__name__ == "xielu_grad_alpha_n":  # e^x - 1 - x: the error of the fast e^x - 1 stays
+        absolute = 2.0 * absolute
     torch.testing.assert_close(actual[finite], exact[finite], rtol=relative, atol=absolute)
