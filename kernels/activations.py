@@ -462,15 +462,19 @@ def softplus_grad_output(y, beta, threshold):
 @activation(oracle=lambda F, x: F.softplus(x).sqrt())
 def sqrtsoftplus(x):
     """√softplus(x), with softplus' threshold 20; below -40 it is e^(x/2).  DeepSeek's router; transformers' SqrtSoftplusActivation."""
-    s = where(x > 20.0, x, maximum(x, 0.0) + log1p(exp(-absolute(x))))
-    return where(x < -40.0, exp(0.5 * x), sqrt(s))
+    h = exp(-0.5 * absolute(x))
+    s = where(x > 20.0, x, maximum(x, 0.0) + log1p(h * h))
+    return where(x < -40.0, h, sqrt(s))
 
 
 @derivative_of(sqrtsoftplus)
 def sqrtsoftplus_grad(x):
     """σ(x) / (2 √softplus(x)). Where softplus underflows it is e^(x/2) / 2, where torch's composite gives NaN."""
-    s = where(x > 20.0, x, maximum(x, 0.0) + log1p(exp(-absolute(x))))
-    return where(x < -40.0, 0.5 * exp(0.5 * x), where(x > 20.0, 0.5, 0.5 * sigmoid(x)) * reciprocal(sqrt(s)))
+    h = exp(-0.5 * absolute(x))
+    e = h * h
+    s = where(x > 20.0, x, maximum(x, 0.0) + log1p(e))
+    p = where(x > 20.0, 1.0, where(x < 0.0, e, 1.0) * reciprocal(1.0 + e))
+    return 0.5 * where(x < -40.0, h, p * reciprocal(sqrt(s)))
 
 
 @activation(
@@ -544,30 +548,28 @@ def xielu(x, alpha_p=0.2033823208110246, alpha_n=-1.0502256128148468, beta=0.5, 
     NaN. alpha_p and alpha_n are floats, by default those of a = 0.8 and beta + a = 0.8, or learnable tensors.  Huang & Schlag 2024,
     arXiv:2411.13010; transformers' XIELUActivation.
     """
-    a = where(x > 0.0, alpha_p, alpha_n)
-    s = maximum(a, 0.0) + log1p(exp(-absolute(a)))
-    return where(x > 0.0, s * x * x + beta * x, (beta + s) * expm1(minimum(x, eps)) - s * x)
+    p = maximum(alpha_p, 0.0) + log1p(exp(-absolute(alpha_p)))
+    n = maximum(alpha_n, 0.0) + log1p(exp(-absolute(alpha_n)))
+    return where(x > 0.0, p * x * x + beta * x, (beta + n) * expm1(minimum(x, eps)) - n * x)
 
 
 @derivative_of(xielu)
 def xielu_grad(x, alpha_p, alpha_n, beta, eps):
     """Between eps and 0 the exponential is a constant, as in torch. At -inf it is its limit, where torch's composite gives NaN."""
-    a = where(x > 0.0, alpha_p, alpha_n)
-    s = maximum(a, 0.0) + log1p(exp(-absolute(a)))
-    e = where(x > eps, 0.0, exp(minimum(x, eps)))
-    return where(x > 0.0, 2.0 * s * x + beta, (beta + s) * e - s)
+    p = maximum(alpha_p, 0.0) + log1p(exp(-absolute(alpha_p)))
+    n = maximum(alpha_n, 0.0) + log1p(exp(-absolute(alpha_n)))
+    e = where(x > eps, 0.0, 1.0 + expm1(minimum(x, eps)))
+    return where(x > 0.0, 2.0 * p * x + beta, (beta + n) * e - n)
 
 
 @derivative_of(xielu, "alpha_p")
 def xielu_grad_alpha_p(x, alpha_p, alpha_n, beta, eps):
-    a = where(x > 0.0, alpha_p, alpha_n)
-    return where(x > 0.0, sigmoid(a) * x * x, 0.0)
+    return where(x > 0.0, sigmoid(alpha_p) * x * x, 0.0)
 
 
 @derivative_of(xielu, "alpha_n")
 def xielu_grad_alpha_n(x, alpha_p, alpha_n, beta, eps):
-    a = where(x > 0.0, alpha_p, alpha_n)
-    return where(x > 0.0, 0.0, sigmoid(a) * (expm1(minimum(x, eps)) - x))
+    return where(x > 0.0, 0.0, sigmoid(alpha_n) * (expm1(minimum(x, eps)) - x))
 
 
 @pair(oracle=lambda F, a, b: a * b)
