@@ -12,7 +12,7 @@ import numpy as np
 
 from .catalogue import ACTIVATIONS, BY_KEY, VARIANTS, Activation, key_of, resolve_name
 
-_FUNCTIONS: dict[Any, Activation] = {}  # torch's own, see learn_functions
+_FUNCTIONS: dict[Any, str] = {}  # torch's own, and the names of their entries, see learn_functions
 
 _TRANSFORMERS = {
     "AccurateGELUActivation": "gelu_tanh", "ClippedGELUActivation": "gelu_10", "FastGELUActivation": "gelu_tanh",
@@ -36,7 +36,7 @@ def resolve(spec: Any) -> tuple[Activation, dict[str, Any]]:
     (<activation relu_squared(x)>, {})
     """
     if isinstance(spec, Activation):
-        return spec, {}
+        return current(spec), {}
     if isinstance(spec, str):
         return resolve_name(spec), {}
     if spec is None:
@@ -52,11 +52,18 @@ def resolve(spec: Any) -> tuple[Activation, dict[str, Any]]:
     if torch is not None and isinstance(spec, _FUNCTION_TYPES):
         learn_functions(torch)
         if spec in _FUNCTIONS:
-            return _FUNCTIONS[spec], {}
+            return ACTIVATIONS[_FUNCTIONS[spec]], {}
     raise TypeError(
         f"activation must be a name, an epilogue.Activation, a torch.nn activation module or a torch.nn.functional "
         f"function; got {spec!r}. Your own is one block: see epilogue.activation."
     )
+
+
+def current(entry: Activation) -> Activation:
+    """The entry, or what replaced it in the catalogue when its block was run again."""
+    if entry.gate:
+        return ACTIVATIONS.get(entry.gate.name, entry.gate).gated
+    return ACTIVATIONS.get(entry.name, entry)
 
 
 _FUNCTION_TYPES = (types.FunctionType, types.BuiltinFunctionType)
@@ -68,12 +75,12 @@ def learn_functions(torch: Any) -> None:
     Only by a function's own name: F.linear is not our alias of identity, nor F.glu, whose gate comes second, our glu.
     """
     if not _FUNCTIONS:
-        _FUNCTIONS[torch.nn.functional.glu] = ACTIVATIONS["glu_gate_last"]
+        _FUNCTIONS[torch.nn.functional.glu] = "glu_gate_last"
         for entry in ACTIVATIONS.values():
             for home in (torch.nn.functional, torch):
                 function = getattr(home, entry.name, None)
                 if entry.arity == 1 and isinstance(function, _FUNCTION_TYPES):
-                    _FUNCTIONS[function] = entry
+                    _FUNCTIONS[function] = entry.name
 
 
 def _resolve_module(torch, module) -> tuple[Activation, dict[str, Any]]:
@@ -135,7 +142,7 @@ def resolve_call(op: str, spec: Any, params: dict[str, Any], gated: bool) -> tup
     ValueError for a pair or gated variant where `op` is not gated, TypeError for a parameter given twice.
     """
     if not params:  # the short way for a plain name, or a module's Activation
-        act = ACTIVATIONS.get(spec) if type(spec) is str else spec
+        act = ACTIVATIONS.get(spec) if type(spec) is str else current(spec) if type(spec) is Activation else spec
         if type(act) is Activation and act.arity == 1 and not act.params:
             return act, ()
     act, fixed = resolve(spec)
