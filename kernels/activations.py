@@ -2,9 +2,29 @@
 
 A formula is straight-line arithmetic over the vocabulary: float literals, `+ - * /`, comparisons inside `where`, calls of primitives.
 The same code runs in NumPy, Triton and CUDA C. Derivatives have names of their own (`silu_grad`), and at a kink they take torch's side.
-Where torch gives NaN for an infinite input (`silu(-inf)` is `-inf · 0`), so do these, unless the docstring says otherwise.
-At NaN the gradients of hardtanh, relu6, elu, selu, celu, hardswish and the shrinks differ between torch's own vector
-code and its scalar code; these are one of the two.
+
+Where torch gives NaN for an infinite input (`silu(-inf)` is `-inf · 0`), so do these. On the CPU a layer of tensors is torch's own code;
+"ours" are the reference and the kernels. At infinities and NaN all give the same value and the same gradient but for these, and at ±1e20
+these have an intermediate that leaves float32. "or": torch's scalar code, which takes few elements, and its vector code.
+
+    activation    at     torch's     ours      its gradient    ours
+    hardtanh      nan    nan         nan       1 or 0          1
+    softsign      inf    nan         nan       nan             0
+    softsign      -inf   nan         nan       nan             0
+    relu6         nan    nan         nan       1 or 0          1
+    elu           nan    nan         nan       1 or nan        nan
+    selu          nan    nan         nan       1.0507 or nan   nan
+    celu          nan    nan         nan       1 or nan        nan
+    gelu          inf    inf or nan  inf       nan             nan
+    gelu_10       inf    10 or nan   10        nan             0
+    gelu_tanh     1e20   1e20        1e20      nan             1
+    gelu_tanh     -1e20  -0          -0        nan             0
+    hardswish     nan    nan         nan       1 or nan        1
+    sqrtsoftplus  -inf   0           0         nan             0
+    sqrtsoftplus  -1e20  0           0         nan             0
+    softshrink    nan    nan         nan       1 or 0          1
+    hardshrink    nan    nan         nan       1 or 0          1
+    xielu         -inf   nan         inf       nan             -0.3
 """
 
 import math

@@ -1,5 +1,6 @@
 """What the tests share: the rule of accuracy, the activations with parameters worth testing, and the unfused layers."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from epilogue import ACTIVATIONS, Activation
+from epilogue import ACTIVATIONS, Activation, activations
 from epilogue.lookup import bind_params
 
 PARAMS: dict[str, list[dict[str, float]]] = {
@@ -65,6 +66,17 @@ def assert_accurate(actual, unfused, exact) -> None:
         error, torchs = size((actual - exact)[finite]), size((unfused - exact)[finite])
         allowed = torch.maximum(2.0 * torchs, eps * size(exact[finite]))
         assert error <= allowed, f"error {error:.3e}, torch's own {torchs:.3e}, allowed {allowed:.3e}"
+
+
+def not_finite() -> dict[tuple[str, str], list[set[str]]]:
+    """(activation, input) -> the cells of the table in activations.py: torch's value, ours, torch's gradient, ours."""
+    cells = (re.split(r"\s{2,}", line.strip()) for line in str(activations.__doc__).splitlines() if line[:4].isspace())
+    _, *rows = cells
+    return {(name, x): [set(cell.split(" or ")) for cell in row] for name, x, *row in rows}
+
+
+def as_cell(number: float) -> str:
+    return "nan" if number != number else f"{number:.6g}".replace("e+", "e")
 
 
 def each(function: Callable, value: Any) -> Any:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from checks import cases
+from checks import as_cell, cases, not_finite
 from epilogue import ACTIVATIONS
 
 MAGNITUDES = np.array(
@@ -92,6 +92,38 @@ def test_zeros_infinities_and_nan_are_torchs(entry, values, x):
         return
     options = np.array([few_gradient[0], many_gradient[0]] if np.isnan(x) else [few_gradient[0]])
     assert np.isclose(options, gradient[0], rtol=1e-7, equal_nan=True).any()
+
+
+@pytest.mark.parametrize(
+    ("entry", "values", "x"),
+    [
+        pytest.param(*case.values, x, id=f"{case.id}-{as_cell(x)}")
+        for case in cases(1, every=False)
+        for x in (np.inf, -np.inf, np.nan, 1e20, -1e20)
+        if np.isinf(x) or np.isnan(x) or (case.values[0].name, as_cell(x)) in not_finite()
+    ],
+)
+def test_the_table_of_what_is_not_finite(entry, values, x):
+    """Every cell, in float32; and what is not in the table is the same on every path."""
+    few, many = (torchs(entry, values, np.full(n, x, np.float32)) for n in (1, 64))
+    own = [array[0] for array in ours(entry, values, np.array([x], np.float32))]
+    theirs = [{as_cell(few[i][0]), as_cell(many[i][0])} for i in (0, 1)]
+    row = not_finite().get((entry.name, as_cell(x)))
+    if row:
+        value, own_value, gradient, own_gradient = row
+        assert theirs[0] <= value  # what is oneDNN's depends on the machine
+        assert theirs[1] == gradient
+        assert ({as_cell(own[0])}, {as_cell(own[1])}) == (own_value, own_gradient)
+        assert (value, gradient) != (own_value, own_gradient)
+    else:
+        for both, actual in zip(zip(few, many, strict=True), own, strict=True):
+            for expected in both:
+                np.testing.assert_allclose(actual, expected[0], rtol=1e-6)
+
+
+def test_the_table_names_what_there_is():
+    assert len(not_finite()) == 17
+    assert {name for name, _ in not_finite()} <= set(ACTIVATIONS)
 
 
 def test_the_derivative_of_gelu_tanh_stays_a_number_where_torchs_overflows():
