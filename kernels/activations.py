@@ -2,13 +2,48 @@
 
 A formula is straight-line arithmetic over the vocabulary: float literals, `+ - * /`, comparisons inside `where`, calls of primitives.
 The same code runs in NumPy, Triton and CUDA C. Derivatives have names of their own (`silu_grad`), and at a kink they take torch's side.
-Where torch gives NaN for an infinite input (`silu(-inf)` is `-inf · 0`), so do these, unless the docstring says otherwise.
-At NaN the gradients of hardtanh, relu6, elu, selu, celu, hardswish and the shrinks differ between torch's own vector
-code and its scalar code; these are one of the two.
+
+Where torch gives NaN for an infinite input (`silu(-inf)` is `-inf · 0`), so do these. On the CPU a layer of tensors is torch's own code;
+"ours" are the reference and the kernels. At infinities and NaN all give the same value and the same gradient but for these, and at ±1e20
+these have an intermediate that leaves float32. "or": torch's scalar code, which takes few elements, and its vector code.
+
+    activation    at     torch's     ours      its gradient    ours
+    hardtanh      nan    nan         nan       1 or 0          1
+    softsign      inf    nan         nan       nan             0
+    softsign      -inf   nan         nan       nan             0
+    relu6         nan    nan         nan       1 or 0          1
+    elu           nan    nan         nan       1 or nan        nan
+    selu          nan    nan         nan       1.0507 or nan   nan
+    celu          nan    nan         nan       1 or nan        nan
+    gelu          inf    inf or nan  inf       nan             nan
+    gelu_10       inf    10 or nan   10        nan             0
+    gelu_tanh     1e20   1e20        1e20      nan             1
+    gelu_tanh     -1e20  -0          -0        nan             0
+    hardswish     nan    nan         nan       1 or nan        1
+    sqrtsoftplus  -inf   0           0         nan             0
+    sqrtsoftplus  -1e20  0           0         nan             0
+    softshrink    nan    nan         nan       1 or 0          1
+    hardshrink    nan    nan         nan       1 or 0          1
+    xielu         -inf   nan         inf       nan             -0.3
 """
 
+import math
+
 from .catalogue import activation, derivative_of, exact_in_half, pair
-from .vocabulary import absolute, exp, expm1, log1p, maximum, minimum, normal_cdf, reciprocal, sigmoid, tanh, where
+from .vocabulary import (
+    absolute,
+    exp,
+    expm1,
+    log1p,
+    maximum,
+    minimum,
+    normal_cdf,
+    reciprocal,
+    sigmoid,
+    sqrt,
+    tanh,
+    where,
+)
 
 
 @activation(oracle=lambda F, x: x, aliases=("linear", "none"))
@@ -293,9 +328,21 @@ def gelu_grad(x):
     return normal_cdf(x) + x * exp(-0.5 * x * x - 0.9189385332046727)
 
 
+@activation(oracle=lambda F, x: F.gelu(x).clip(-10.0, 10.0), kinks=(10.0,))
+def gelu_10(x):
+    """min(gelu(x), 10), gelu clipped to [-10, 10], of which it never reaches the lower end; above 9 it is x.  arXiv:2004.09602."""
+    return minimum(x * normal_cdf(x), 10.0)
+
+
+@derivative_of(gelu_10)
+def gelu_10_grad(x):
+    """gelu's up to 10. At inf it is 0, its limit, where torch's composite gives NaN."""
+    return where(x > 10.0, 0.0, normal_cdf(x) + x * exp(-0.5 * x * x - 0.9189385332046727))
+
+
 @activation(
     oracle=lambda F, x: F.gelu(x, approximate="tanh"),
-    aliases=("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_accurate"),
+    aliases=("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate"),
     gated="geglu_tanh",
     variant_of=("gelu", "approximate", "tanh"),
 )
@@ -423,6 +470,24 @@ def softplus_grad_output(y, beta, threshold):
     return -expm1(-beta * y)
 
 
+@activation(oracle=lambda F, x: F.softplus(x).sqrt())
+def sqrtsoftplus(x):
+    """√softplus(x), with softplus' threshold 20; below -40 it is e^(x/2).  DeepSeek's router; transformers' SqrtSoftplusActivation."""
+    h = exp(-0.5 * absolute(x))
+    s = where(x > 20.0, x, maximum(x, 0.0) + log1p(h * h))
+    return where(x < -40.0, h, sqrt(s))
+
+
+@derivative_of(sqrtsoftplus)
+def sqrtsoftplus_grad(x):
+    """σ(x) / (2 √softplus(x)). Where softplus underflows it is e^(x/2) / 2, where torch's composite gives NaN."""
+    h = exp(-0.5 * absolute(x))
+    e = h * h
+    s = where(x > 20.0, x, maximum(x, 0.0) + log1p(e))
+    p = where(x > 20.0, 1.0, where(x < 0.0, e, 1.0) * reciprocal(1.0 + e))
+    return 0.5 * where(x < -40.0, h, p * reciprocal(sqrt(s)))
+
+
 @activation(
     oracle=lambda F, x, lambd: F.softshrink(x, lambd),
     kinks=lambda lambd: (-lambd, lambd),
@@ -463,6 +528,61 @@ def threshold_grad(x, threshold, value):
     return where(x <= threshold, 0.0, 1.0)
 
 
+@activation(
+    oracle=lambda F, x, mu, sigma: 0.5 * (1.0 + ((x - mu) / (sigma * 2.0**0.5)).erf()),
+    requires=(lambda mu, sigma: sigma > 0.0, "sigma > 0"),
+)
+def laplace(x, mu=0.707107, sigma=0.282095):
+    """½ (1 + erf((x - mu) / (sigma √2))) = Φ((x - mu) / sigma).  Ma et al. 2022 (MEGA), arXiv:2209.10655."""
+    return normal_cdf((x - mu) * (1.0 / sigma))
+
+
+@derivative_of(laplace)
+def laplace_grad(x, mu, sigma):
+    t = (x - mu) * (1.0 / sigma)
+    return exp(-0.5 * t * t - 0.9189385332046727) * (1.0 / sigma)
+
+
+def _xielu(F, x, alpha_p, alpha_n, beta, eps):
+    p, n = (
+        max(a, 0.0) + math.log1p(math.exp(-abs(a))) if isinstance(a, float) else F.softplus(a)
+        for a in (alpha_p, alpha_n)
+    )
+    return (p * x * x + beta * x).where(x > 0, (x.clip(max=eps).expm1() - x) * (beta + n) + beta * x)
+
+
+@activation(oracle=_xielu, kinks=lambda alpha_p, alpha_n, beta, eps: (eps, 0.0))
+def xielu(x, alpha_p=0.2033823208110246, alpha_n=-1.0502256128148468, beta=0.5, eps=-1e-6):
+    """a x² + beta x for x > 0, else (beta + a) (e^min(x, eps) - 1 - x) + beta x, where a = softplus(alpha_p) or softplus(alpha_n).
+
+    The latter as (beta + a) (e^min(x, eps) - 1) - a x, where nothing cancels far from 0; at -inf it is inf, where torch's composite gives
+    NaN. alpha_p and alpha_n are floats, by default those of a = 0.8 and beta + a = 0.8, or learnable tensors.  Huang & Schlag 2024,
+    arXiv:2411.13010; transformers' XIELUActivation.
+    """
+    p = maximum(alpha_p, 0.0) + log1p(exp(-absolute(alpha_p)))
+    n = maximum(alpha_n, 0.0) + log1p(exp(-absolute(alpha_n)))
+    return where(x > 0.0, p * x * x + beta * x, (beta + n) * expm1(minimum(x, eps)) - n * x)
+
+
+@derivative_of(xielu)
+def xielu_grad(x, alpha_p, alpha_n, beta, eps):
+    """Between eps and 0 the exponential is a constant, as in torch. At -inf it is its limit, where torch's composite gives NaN."""
+    p = maximum(alpha_p, 0.0) + log1p(exp(-absolute(alpha_p)))
+    n = maximum(alpha_n, 0.0) + log1p(exp(-absolute(alpha_n)))
+    e = where(x > eps, 0.0, 1.0 + expm1(minimum(x, eps)))
+    return where(x > 0.0, 2.0 * p * x + beta, (beta + n) * e - n)
+
+
+@derivative_of(xielu, "alpha_p")
+def xielu_grad_alpha_p(x, alpha_p, alpha_n, beta, eps):
+    return where(x > 0.0, sigmoid(alpha_p) * x * x, 0.0)
+
+
+@derivative_of(xielu, "alpha_n")
+def xielu_grad_alpha_n(x, alpha_p, alpha_n, beta, eps):
+    return where(x > 0.0, 0.0, sigmoid(alpha_n) * (expm1(minimum(x, eps)) - x))
+
+
 @pair(oracle=lambda F, a, b: a * b)
 def bilinear(a, b):
     """a · b: the gated layer without an activation.  Shazeer 2020, arXiv:2002.05202."""
@@ -493,3 +613,20 @@ def maxout_grad_a(a, b):
 @derivative_of(maxout, "b")
 def maxout_grad_b(a, b):
     return where(b < a, 0.0, where(a == b, 0.5, 1.0))
+
+
+@pair(oracle=lambda F, a, b: a * F.sigmoid(b))
+def glu_gate_last(a, b):
+    """a · σ(b): torch.nn.GLU, whose second half is the gate. Our `glu` is σ(a) · b.  Dauphin et al. 2016, arXiv:1612.08083."""
+    return a * sigmoid(b)
+
+
+@derivative_of(glu_gate_last, "a")
+def glu_gate_last_grad_a(a, b):
+    return sigmoid(b)
+
+
+@derivative_of(glu_gate_last, "b")
+def glu_gate_last_grad_b(a, b):
+    s = sigmoid(-absolute(b))
+    return a * (s * (1.0 - s))

@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 NAMES = ("triton", "cupy", "eager")
@@ -14,26 +16,51 @@ def _named(name: str, where: str) -> str:
     return name
 
 
+_in_context: ContextVar[str] = ContextVar("epilogue.backend")
+_in_trace: str | None = None
+"""Of a `with` that Dynamo traces through; outside its trace nobody ever sees another value."""
+
+
+class _Choice:
+    """`here` is the backend that this context chose, or the instance itself where it chose none.
+
+    Dynamo cannot trace ContextVar.get, but calls a property whose getter is C, and guards on what it gives. The getter's argument, the
+    instance, is ContextVar.get's default.
+    """
+
+    here = property(_in_context.get)
+
+
+_choice = _Choice()
 _from_environment = os.environ.get("EPILOGUE_BACKEND")
-_chosen: str | None = _named(_from_environment, "EPILOGUE_BACKEND") if _from_environment else None
+_environment: str | None = _named(_from_environment, "EPILOGUE_BACKEND") if _from_environment else None
 
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Within it CUDA tensors run on "triton", "cupy" or "eager" (plain torch operations), in every thread of this process.
+    """Within it CUDA tensors run on "triton", "cupy" or "eager" (plain torch operations), in this thread or asyncio task.
 
-    EPILOGUE_BACKEND=cupy in the environment does so for the whole process. What the chosen kernels do not serve (float64, tensor
-    subclasses, CPU tensors) runs plain torch operations. A call's backward runs where its forward did. ValueError for another name,
-    RuntimeError where those kernels cannot run at all.
+    A thread that is started within it begins without a choice (in Python 3.14's free-threaded build with this one), as do autograd's own,
+    where torch's checkpoints compute forward again: EPILOGUE_BACKEND=cupy in the environment chooses for the whole process, or run the
+    thread in `contextvars.copy_context()`. What the chosen kernels do not serve (float64, tensor subclasses, CPU tensors) runs plain torch
+    operations. A call's backward runs where its forward did. ValueError for another name, RuntimeError where those kernels cannot run at
+    all.
     """
-    global _chosen
-    before = _chosen
+    global _in_trace
     _require(_named(name, "epilogue.backend: the name"), "epilogue.backend")
-    _chosen = name
-    try:
-        yield
-    finally:
-        _chosen = before
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.compiler.is_dynamo_compiling():
+        before, _in_trace = _in_trace, name
+        try:
+            yield
+        finally:
+            _in_trace = before
+    else:
+        token = _in_context.set(name)
+        try:
+            yield
+        finally:
+            _in_context.reset(token)
 
 
 def _require(name: str, where: str) -> None:
@@ -45,7 +72,9 @@ def _require(name: str, where: str) -> None:
 
 def chosen() -> tuple[str, str] | None:
     """(the backend that the user chose, that it was), or None."""
-    return (_chosen, f"{_chosen} was chosen") if _chosen else None
+    here: Any = _choice.here
+    name = _in_trace or (_environment if here is _choice else here)
+    return (name, f"{name} was chosen") if name else None
 
 
 def serving(x: Any, weight: Any) -> tuple[str, str]:
@@ -53,15 +82,16 @@ def serving(x: Any, weight: Any) -> tuple[str, str]:
 
     RuntimeError where the environment chose one that cannot run.
     """
-    first, because = chosen() or ("triton", "this device and dtype are served")
+    choice = chosen()
+    first, because = choice or ("triton", "this device and dtype are served")
     if first == "eager":
         return first, because
     refusal = _module(first).refusal(x, weight)
     if refusal is None:
         return first, because
-    if _chosen and x.device.type == "cuda":
-        _require(_chosen, "EPILOGUE_BACKEND")
-    if _chosen or x.device.type != "cuda":
+    if choice and x.device.type == "cuda":
+        _require(first, "EPILOGUE_BACKEND")
+    if choice or x.device.type != "cuda":
         return "eager", refusal
     from .operands import unserved
 

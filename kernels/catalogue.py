@@ -172,12 +172,27 @@ def _register(formula: Formula, arity: int, aliases: tuple[str, ...], gated_name
                 f"a parameter of {name} cannot be called {param!r}, the operations have that argument already"
             )
     spellings = {**dict.fromkeys((name, *aliases), entry), **({gated_name: entry.gated} if arity == 1 else {})}
+    stale = _replaced(ACTIVATIONS.get(name), formula)
     for spelling in spellings:
-        if key_of(spelling) in BY_KEY:
+        if key_of(spelling) in BY_KEY.keys() - stale:
             raise ValueError(f"an activation called {spelling!r} exists already; choose another name")
+    for key in stale:
+        del BY_KEY[key]
+    for variant in [variant for variant, of in VARIANTS.items() if stale and of == name]:
+        del VARIANTS[variant]
     ACTIVATIONS[name] = entry
     BY_KEY.update({key_of(spelling): target for spelling, target in spellings.items()})
     return entry
+
+
+def _replaced(entry: Activation | None, formula: Formula) -> set[str]:
+    """The spellings of an entry that `formula` replaces: one defined in the same place, as by a notebook's cell that runs again."""
+    if entry is None or (entry.value.__module__, entry.value.__qualname__) != (
+        formula.__module__,
+        formula.__qualname__,
+    ):
+        return set()
+    return {key for key, target in BY_KEY.items() if target in (entry, entry.gated)}
 
 
 def activation(

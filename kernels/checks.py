@@ -89,6 +89,7 @@ def fit(x, weight, bias) -> bool:
 
 def _check_arrays(op: str, x, weight_name: str, weight, bias_name: str, bias) -> None:
     kind = _kind(x)
+    _check_class(f"{op}: x", x)
     if kind is None:
         raise TypeError(
             f"{op}: x must be a torch.Tensor, a numpy.ndarray or a cupy.ndarray, got {type(x).__name__}; "
@@ -101,6 +102,7 @@ def _check_arrays(op: str, x, weight_name: str, weight, bias_name: str, bias) ->
     for name, array in ((weight_name, weight), (bias_name, bias)):
         if array is None and name == bias_name:
             continue
+        _check_class(f"{op}: {name}", array)
         if _kind(array) != kind:
             raise TypeError(f"{op}: {name} must be a {kind} as x is, got {type(array).__name__}")
         if array.dtype != x.dtype and not (is_torch(x) and _is_float(array) and _autocast(x)):
@@ -120,6 +122,16 @@ def _kind(x) -> str | None:
     if is_cupy(x):
         return "cupy.ndarray"
     return "numpy.ndarray" if isinstance(x, np.ndarray) else None
+
+
+def _check_class(what: str, array) -> None:
+    """TypeError for a subclass of numpy.ndarray but memmap: its arithmetic may be another, as np.matrix's, or be lost, as a mask."""
+    if _kind(array) == "numpy.ndarray" and type(array) not in (np.ndarray, np.memmap):
+        remedy = "its filled(…)" if isinstance(array, np.ma.MaskedArray) else "numpy.asarray(…)"
+        raise TypeError(
+            f"{what} must be a numpy.ndarray itself, got its subclass {type(array).__name__}, whose arithmetic is another; "
+            f"convert it with {remedy}"
+        )
 
 
 def _apart(array, x) -> bool:
@@ -191,6 +203,7 @@ def check_values(op: str, x, act: Activation, values: tuple, features: int) -> N
     for name, value in zip(act.params, values, strict=True):
         if isinstance(value, float):
             continue
+        _check_class(f"{op}: {act.name}'s {name}", value)
         if _kind(value) != _kind(x) or not _is_float(value):
             raise TypeError(f"{op}: {act.name}'s {name} must be a number or a floating {_kind(x)}, got {value!r}")
         size = value.shape[0] if value.ndim == 1 else 1
@@ -204,6 +217,7 @@ def check_values(op: str, x, act: Activation, values: tuple, features: int) -> N
 
 
 def check_dy(op: str, dy, x, features: int) -> None:
+    _check_class(f"{op}: dy", dy)
     expected = [*x.shape[:-1], features]
     if _kind(dy) != _kind(x) or not _is_float(dy) or _shape(dy) != expected:
         got = f"{dy.dtype} {_shape(dy)}" if _kind(dy) == _kind(x) else type(dy).__name__

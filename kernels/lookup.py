@@ -12,21 +12,31 @@ import numpy as np
 
 from .catalogue import ACTIVATIONS, BY_KEY, VARIANTS, Activation, key_of, resolve_name
 
-_FUNCTIONS: dict[Any, Activation] = {}  # torch's own, see learn_functions
+_FUNCTIONS: dict[Any, str] = {}  # torch's own, and the names of their entries, see learn_functions
+
+_TRANSFORMERS = {
+    "AccurateGELUActivation": "gelu_tanh", "ClippedGELUActivation": "gelu_10", "FastGELUActivation": "gelu_tanh",
+    "GELUActivation": "gelu", "GELUTanh": "gelu_tanh", "LaplaceActivation": "laplace", "LinearActivation": "identity",
+    "MishActivation": "mish", "NewGELUActivation": "gelu_tanh", "PytorchGELUTanh": "gelu_tanh", "QuickGELUActivation": "quick_gelu",
+    "ReLUSquaredActivation": "relu_squared", "SiLUActivation": "silu", "SqrtSoftplusActivation": "sqrtsoftplus",
+    "XIELUActivation": "xielu",
+}  # fmt: skip
+"""The classes of transformers.activations."""
 
 
 def resolve(spec: Any) -> tuple[Activation, dict[str, Any]]:
     """(Activation, params) for what a user may call an activation; params holds what the spec itself fixes.
 
     spec: a name or alias ("gelu", "gelu_new", "relu2", "swiglu"), an Activation, None (identity), a torch.nn module
-    (`nn.LeakyReLU(0.2)`, `nn.GELU("tanh")`, `nn.PReLU()`), a function of torch.nn.functional or torch (`F.silu`), or a
-    functools.partial of one. ValueError for an unknown name, TypeError for anything else.
+    (`nn.LeakyReLU(0.2)`, `nn.GELU("tanh")`, `nn.PReLU()`) or transformers' (`ACT2FN["silu"]`), a function of
+    torch.nn.functional or torch (`F.silu`), or a functools.partial of one. `nn.GLU()` and `F.glu`, whose gate is the second half, are
+    the pair glu_gate_last. ValueError for an unknown name, TypeError for anything else.
 
     >>> resolve("relu2")
     (<activation relu_squared(x)>, {})
     """
     if isinstance(spec, Activation):
-        return spec, {}
+        return current(spec), {}
     if isinstance(spec, str):
         return resolve_name(spec), {}
     if spec is None:
@@ -42,11 +52,18 @@ def resolve(spec: Any) -> tuple[Activation, dict[str, Any]]:
     if torch is not None and isinstance(spec, _FUNCTION_TYPES):
         learn_functions(torch)
         if spec in _FUNCTIONS:
-            return _FUNCTIONS[spec], {}
+            return ACTIVATIONS[_FUNCTIONS[spec]], {}
     raise TypeError(
         f"activation must be a name, an epilogue.Activation, a torch.nn activation module or a torch.nn.functional "
         f"function; got {spec!r}. Your own is one block: see epilogue.activation."
     )
+
+
+def current(entry: Activation) -> Activation:
+    """The entry, or what replaced it in the catalogue when its block was run again."""
+    if entry.gate:
+        return ACTIVATIONS.get(entry.gate.name, entry.gate).gated
+    return ACTIVATIONS.get(entry.name, entry)
 
 
 _FUNCTION_TYPES = (types.FunctionType, types.BuiltinFunctionType)
@@ -58,11 +75,12 @@ def learn_functions(torch: Any) -> None:
     Only by a function's own name: F.linear is not our alias of identity, nor F.glu, whose gate comes second, our glu.
     """
     if not _FUNCTIONS:
+        _FUNCTIONS[torch.nn.functional.glu] = "glu_gate_last"
         for entry in ACTIVATIONS.values():
             for home in (torch.nn.functional, torch):
                 function = getattr(home, entry.name, None)
                 if entry.arity == 1 and isinstance(function, _FUNCTION_TYPES):
-                    _FUNCTIONS[function] = entry
+                    _FUNCTIONS[function] = entry.name
 
 
 def _resolve_module(torch, module) -> tuple[Activation, dict[str, Any]]:
@@ -74,10 +92,25 @@ def _resolve_module(torch, module) -> tuple[Activation, dict[str, Any]]:
         entry = resolve_name(cls.__name__)
         known = (*entry.params, *(keyword for name, keyword, _ in VARIANTS if name == entry.name))
         return _with_keywords(entry, {name: getattr(module, name) for name in known if hasattr(module, name)})
+    if cls is torch.nn.GLU:
+        return _with_keywords(ACTIVATIONS["glu_gate_last"], {"dim": module.dim})
+    if cls.__module__ == "transformers.activations" and cls.__name__ in _TRANSFORMERS:
+        return _resolve_transformers(module, ACTIVATIONS[_TRANSFORMERS[cls.__name__]])
     raise TypeError(
-        f"no activation for the module {cls.__name__}: expected one of torch.nn's own activations, such as nn.GELU(); "
-        "your own is one block: see epilogue.activation."
+        f"no activation for the module {cls.__name__}: expected one of torch.nn's or transformers' own activations, such as "
+        "nn.GELU(); your own is one block: see epilogue.activation."
     )
+
+
+def _resolve_transformers(module, entry: Activation) -> tuple[Activation, dict[str, Any]]:
+    if entry.name == "gelu_10" and (module.min, module.max) != (-10.0, 10.0):
+        raise TypeError(
+            f"no activation for ClippedGELUActivation({module.min}, {module.max}): only gelu clipped to -10 and 10, gelu_10, is one"
+        )
+    if entry.name == "xielu":
+        numbers = {"beta": module._beta_scalar, "eps": module._eps_scalar}
+        return entry, {"alpha_p": module.alpha_p, "alpha_n": module.alpha_n, **numbers}
+    return entry, {}
 
 
 def _is_elementwise(name: str) -> bool:
@@ -95,6 +128,9 @@ def _with_keywords(entry: Activation, keywords: dict[str, Any]) -> tuple[Activat
             entry = ACTIVATIONS[VARIANTS.get((entry.name, name, value), entry.name)]
         elif (entry.name, name) == ("prelu", "weight"):
             params["slope"] = value  # F.prelu's name for it; `weight` is the matrix here
+        elif (entry.name, name) == ("glu_gate_last", "dim"):
+            if value != -1:
+                raise TypeError(f"torch's GLU halves the last axis here: give it dim=-1, got {value!r}")
         elif name != "inplace":
             params[name] = value
     return entry, params
@@ -106,7 +142,7 @@ def resolve_call(op: str, spec: Any, params: dict[str, Any], gated: bool) -> tup
     ValueError for a pair or gated variant where `op` is not gated, TypeError for a parameter given twice.
     """
     if not params:  # the short way for a plain name, or a module's Activation
-        act = ACTIVATIONS.get(spec) if type(spec) is str else spec
+        act = ACTIVATIONS.get(spec) if type(spec) is str else current(spec) if type(spec) is Activation else spec
         if type(act) is Activation and act.arity == 1 and not act.params:
             return act, ()
     act, fixed = resolve(spec)

@@ -66,13 +66,26 @@ def _cast(value: Any, dtype) -> Any:
     """Arrays (and pairs and tuples of them) to `dtype`; None and plain numbers as they are."""
     if isinstance(value, (tuple, list)):
         return tuple(_cast(item, dtype) for item in value)
-    return value.astype(dtype) if isinstance(value, np.ndarray) else value
+    return rounded(value, dtype) if isinstance(value, np.ndarray) else value
+
+
+def rounded(array: Any, dtype) -> Any:
+    """The array (NumPy's or CuPy's) in `dtype`, each number rounded once, to nearest even.
+
+    ml_dtypes casts float64 to bfloat16 by way of float32, which is a second rounding. Here float32 is rounded to odd (inexact results get
+    the last bit 1), so that it still shows on which side of a tie the number was. Boldo and Melquiond 2008, doi:10.1109/TC.2007.70819.
+    """
+    if array.dtype == np.float64 and np.dtype(dtype).name == "bfloat16":
+        single = array.astype(np.float32)
+        down = single.view(np.uint32) - (np.abs(single) > np.abs(array))
+        array = (down | (single != array)).view(np.float32)
+    return array.astype(dtype)
 
 
 def _cast_params(grads: dict[str, np.ndarray], act: Activation, values: tuple) -> dict[str, np.ndarray]:
     """Each learnable array's gradient in that array's own dtype."""
     given = dict(zip(act.params, values, strict=True))
-    return {name: grad.astype(given[name].dtype) for name, grad in grads.items()}
+    return {name: rounded(grad, given[name].dtype) for name, grad in grads.items()}
 
 
 def _halves(value: Any) -> Pair:
@@ -116,7 +129,7 @@ def linear(x, weight, bias, act: Activation, values=(), *, compute_dtype: Any = 
     """act(x Wᵀ + b): x [..., K], weight [N, K], bias [N] or None -> [..., N]."""
     dtype = compute_dtype or x.dtype
     x_, w, b, values = _cast((x, weight, bias, values), dtype)
-    return np.asarray(act.value(_affine(x_, w, b), *values)).astype(x.dtype)
+    return rounded(np.asarray(act.value(_affine(x_, w, b), *values)), x.dtype)
 
 
 @_quiet
@@ -136,7 +149,7 @@ def glu(x, weight, bias, act: Activation, values=(), *, compute_dtype: Any = np.
     dtype = compute_dtype or x.dtype
     x_, w, b, values = _cast((x, weight, bias, values), dtype)
     operands = [_affine(x_, w, b) for w, b in zip(_halves(w), _halves(b), strict=True)]
-    return np.asarray(act.gated.value(*operands, *values)).astype(x.dtype)
+    return rounded(np.asarray(act.gated.value(*operands, *values)), x.dtype)
 
 
 @_quiet
@@ -163,7 +176,7 @@ def mlp(x, up_weight, down_weight, up_bias, down_bias, act: Activation, values=(
     dtype = compute_dtype or x.dtype
     x_, w1, w2, b1, b2, values = _cast((x, up_weight, down_weight, up_bias, down_bias, values), dtype)
     h = np.asarray(act.value(_affine(x_, w1, b1), *values))
-    return _affine(h, w2, b2).astype(x.dtype)
+    return rounded(_affine(h, w2, b2), x.dtype)
 
 
 @_quiet
@@ -192,7 +205,7 @@ def gated_mlp(
     dtype = compute_dtype or x.dtype
     w, b = gate_up(gate_weight, up_weight, gate_bias, up_bias)
     x_, w, w2, b, b2, values = _cast((x, w, down_weight, b, down_bias, values), dtype)
-    return _affine(glu(x_, w, b, act, values, compute_dtype=dtype), w2, b2).astype(x.dtype)
+    return rounded(_affine(glu(x_, w, b, act, values, compute_dtype=dtype), w2, b2), x.dtype)
 
 
 @_quiet

@@ -1,9 +1,11 @@
 """What the fused modules share: an activation and its parameters."""
 
+import inspect
 from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from epilogue.lookup import resolve_call
 
@@ -15,6 +17,7 @@ class Activated(nn.Module):
     """
 
     Gated = False
+    _initial: dict[str, Any] = {}  # noqa: RUF012  empty while a constructor resets: what the user gave is not written to
 
     def __init__(self, activation: Any, params: dict[str, Any], bias: bool) -> None:
         super().__init__()
@@ -33,6 +36,34 @@ class Activated(nn.Module):
             else:
                 self._numbers[name] = value
 
+    def _settle(self, activation: Any, device: Any, dtype: Any) -> None:
+        """End of a constructor: notes what `reset_activation` restores, and brings tensors that are elsewhere to `device` and `dtype`.
+
+        A tensor on the meta device holds no numbers: nn.PReLU's `init` stands for them, else the formula's default.
+        """
+        self._initial = {}
+        for name in self.activation.params:
+            given = getattr(self, name, None)
+            if name in self._numbers or given is None:
+                continue
+            if given.is_meta or isinstance(given, FakeTensor):
+                default = activation.init if isinstance(activation, nn.PReLU) else self.activation.params[name]
+                self._initial[name] = 0.0 if default is inspect.Parameter.empty else default
+            else:
+                values = given.detach().reshape(-1)
+                uniform = values.numel() and (values == values[0]).all()
+                self._initial[name] = values[0].item() if uniform else given.detach().cpu().clone()
+            there = torch.empty_like(given, device=device, dtype=dtype, requires_grad=False)
+            if (there.device, there.dtype) != (given.device, given.dtype):
+                parameter = isinstance(given, nn.Parameter)
+                setattr(self, name, nn.Parameter(there, given.requires_grad) if parameter else there)
+                _fill(there, self._initial[name])
+
+    def reset_activation(self) -> None:
+        """The activation's learnable parameters and buffers as they were given to the constructor."""
+        for name, initial in self._initial.items():
+            _fill(getattr(self, name).detach(), initial)
+
     def activation_params(self) -> dict[str, Any]:
         """The activation's keywords for this call."""
         if len(self._numbers) == len(self.activation.params):
@@ -44,3 +75,11 @@ class Activated(nn.Module):
         shown = [f"{name}={value:g}" for name, value in self._numbers.items()]
         shown += [f"{name}={list(value.shape)}" for name, value in learned.items()]
         return ", ".join([f"activation={self.activation.name!r}", *shown])
+
+
+def _fill(tensor: torch.Tensor, initial: float | torch.Tensor) -> None:
+    """Write a number everywhere (which a sharded tensor takes too), or a tensor."""
+    if isinstance(initial, torch.Tensor):
+        tensor.copy_(initial)
+    else:
+        tensor.fill_(initial)

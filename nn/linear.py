@@ -36,10 +36,12 @@ class FusedLinear(Activated):
         super().__init__(activation, params, bias)
         self.in_features, self.out_features = in_features, out_features
         _add_linear(self, in_features, out_features, bias, device, dtype)
+        self._settle(activation, device, dtype)
 
     def reset_parameters(self) -> None:
-        """nn.Linear's own initialisation."""
+        """nn.Linear's own initialisation, and the activation's learnable parameters as they were given (see `reset_activation`)."""
         nn.Linear.reset_parameters(self)  # type: ignore[arg-type]
+        self.reset_activation()
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias, self.activation, **self.activation_params())
@@ -74,6 +76,7 @@ class FusedGLU(Activated):
         super().__init__(activation, params, bias)
         self.in_features, self.out_features = in_features, out_features
         _add_linear(self, in_features, 2 * out_features, bias, device, dtype)
+        self._settle(activation, device, dtype)
 
     reset_parameters = FusedLinear.reset_parameters
     extra_repr = FusedLinear.extra_repr

@@ -45,6 +45,13 @@ class FusedMLP(Activated):
         self.dropout, self.recompute = float(dropout), recompute
         self.up = nn.Linear(in_features, hidden_features, bias, device, dtype)
         self.down = nn.Linear(hidden_features, out_features, bias, device, dtype)
+        self._settle(activation, device, dtype)
+
+    def reset_parameters(self) -> None:
+        """Every child's own initialisation, in the order in which they were made, and the activation's parameters as they were given."""
+        for child in self.children():
+            child.reset_parameters()  # type: ignore[operator]
+        self.reset_activation()
 
     def forward(self, x: Tensor) -> Tensor:
         up, down, params = self.up, self.down, self.activation_params()
@@ -89,6 +96,9 @@ class FusedGatedMLP(Activated):
         self.gate = nn.Linear(in_features, hidden_features, bias, device, dtype)
         self.up = nn.Linear(in_features, hidden_features, bias, device, dtype)
         self.down = nn.Linear(hidden_features, out_features, bias, device, dtype)
+        self._settle(activation, device, dtype)
+
+    reset_parameters = FusedMLP.reset_parameters
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up, down, params = self.gate, self.up, self.down, self.activation_params()

@@ -42,6 +42,8 @@ def _act_of_module(name: str, module: nn.Module) -> Act | None:
         return None
     if isinstance(module, nn.PReLU):  # whose channels are the second axis, ours the last
         return Act(entry, name, module, {}, {"slope": "weight"}) if module.num_parameters == 1 else None
+    if not all(isinstance(value, (int, float)) for value in params.values()):
+        return None
     return Act(entry, name, module, {}, {param: param for param in params})
 
 

@@ -1,5 +1,6 @@
 """What the tests share: the rule of accuracy, the activations with parameters worth testing, and the unfused layers."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from epilogue import ACTIVATIONS, Activation
+from epilogue import ACTIVATIONS, Activation, activations
 from epilogue.lookup import bind_params
 from epilogue.triton import interpreter_refusal
 
@@ -26,6 +27,8 @@ PARAMS: dict[str, list[dict[str, float]]] = {
     "hardshrink": [{}, {"lambd": 0.0}, {"lambd": 2.0}],
     "threshold": [{"threshold": 0.5, "value": -2.0}, {"threshold": -1.0, "value": 3.0}],
     "swish": [{}, {"beta": 1.7}, {"beta": -0.5}, {"beta": 0.0}],
+    "laplace": [{}, {"mu": 0.0, "sigma": 1.0}, {"mu": -1.0, "sigma": 3.0}],
+    "xielu": [{}, {"alpha_p": -2.0, "alpha_n": 1.0, "beta": 0.25}, {"alpha_p": 0.5, "alpha_n": -3.0, "eps": -0.5}],
 }
 
 
@@ -81,6 +84,17 @@ def assert_accurate(actual, unfused, exact) -> None:
                 actual=actual.flatten()[worst].item(), exact=exact.flatten()[worst].item(), measure=measure,
                 error=error.item(), torch=torchs.item(), ratio=(error / torchs).item(), allowed=allowed.item(),
             )  # fmt: skip
+
+
+def not_finite() -> dict[tuple[str, str], list[set[str]]]:
+    """(activation, input) -> the cells of the table in activations.py: torch's value, ours, torch's gradient, ours."""
+    cells = (re.split(r"\s{2,}", line.strip()) for line in str(activations.__doc__).splitlines() if line[:4].isspace())
+    _, *rows = cells
+    return {(name, x): [set(cell.split(" or ")) for cell in row] for name, x, *row in rows}
+
+
+def as_cell(number: float) -> str:
+    return "nan" if number != number else f"{number:.6g}".replace("e+", "e")
 
 
 def each(function: Callable, value: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..catalogue import ACTIVATIONS, Activation
-from ..reference import GatedMLPGrads, LinearGrads, MLPGrads, gate_up
+from ..reference import GatedMLPGrads, LinearGrads, MLPGrads, gate_up, rounded
 from . import epilogues, launch
 from .cublaslt import stored
 from .launch import Gradients, Matrices, cupy_library
@@ -32,6 +32,11 @@ def _empty(like: Any, *shape: int) -> Any:
 def _rows(x: Any) -> Any:
     """[..., n] -> [rows, n]; reshape(-1, n) cannot tell the rows where n is 0."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def _like(dy: Any, x: Any) -> Any:
+    """dy in the dtype of x; CuPy's own cast rounds float64 to bfloat16 twice."""
+    return dy if dy.dtype == x.dtype else rounded(dy, x.dtype)
 
 
 def _on_device(operation: Callable[..., Any]) -> Callable[..., Any]:
@@ -182,7 +187,7 @@ def _layer_backward(
     dgate: Any = dz[:, :n] if gated else dz
     dup: Any = (_empty(x, m, n) if paired else dz[:, n:]) if gated else None
     into = Gradients(dgate, dup, _empty(x, m, n) if emit else None)
-    dy = dy.astype(x.dtype, copy=False)
+    dy = _like(dy, x)
     found = launch.backward(
         cupy_library(), dy, z, None, "input", act, values, into, any(b is not None for b in _pair(bias)), bool(learned)
     )
@@ -200,12 +205,12 @@ def _layer_backward(
 
 def _param_gradient(dparam, value):
     """A learnable array's gradient from that of each column [N]."""
-    return (dparam.sum() if value.size == 1 else dparam).reshape(value.shape).astype(value.dtype)
+    return rounded((dparam.sum() if value.size == 1 else dparam).reshape(value.shape), value.dtype)
 
 
 def _mlp_backward(dy, x, weight, bias, down_weight, down_bias, act: Activation, values: tuple, gated: bool):
     """(gradients of the hidden layer, of down_weight, of down_bias)."""
-    dy = _rows(dy).astype(x.dtype, copy=False)
+    dy = _like(_rows(dy), x)
     found = None if gated else _hidden_by_epilogue(dy, x, weight, bias, down_weight, act)
     hidden, h = found or _layer_backward(dy.dot(down_weight), x, weight, bias, act, values, gated, emit=True)
     if down_bias is None:

@@ -5,6 +5,12 @@ are written out in `tl`. For results that will be rounded to 16 bits some have a
 """
 
 import functools
+import hashlib
+import inspect
+import linecache
+import re
+import textwrap
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +20,7 @@ import triton.language as tl
 from triton.language.extra import libdevice
 
 from ..approximations import APPROXIMATIONS, FAST
+from ..trace import PYTHON, printed
 from ..vocabulary import PRIMITIVES, bind
 from . import INTERPRET
 
@@ -163,6 +170,44 @@ def device_function(formula: Callable, dtype: torch.dtype) -> Any:
 
     One object per formula and vocabulary, since Triton caches kernels by it.
     """
-    bound = bind(formula, VOCABULARIES[dtype])
-    bound.__module__ += f".{dtype}"  # Triton merges functions of one module and name
+    code = formula.__code__
+    # Triton merges functions of one module and name, which two derivatives by a user, each called `_`, may have. Its disk cache wants the
+    # same name in every process.
+    identity = hashlib.sha256(repr((code.co_code, code.co_consts, code.co_names)).encode()).hexdigest()[:16]
+    bound = bind(formula if _readable(formula) else _rewritten(formula, identity), VOCABULARIES[dtype])
+    bound.__module__ = f"{formula.__module__}.{dtype}.{identity}"
     return triton.jit(bound)
+
+
+def _readable(formula: Callable) -> bool:
+    """Whether Triton, which reads a function's source from its first `def` on, finds there what the function computes.
+
+    Not if it came from a prompt or `exec`, from a file that has changed since, or is a lambda.
+    """
+    try:
+        source = textwrap.dedent(inspect.getsource(formula))
+        definition = re.search(r"^def\s", source, re.MULTILINE)
+        if definition is None:
+            return False
+        module = compile(source[definition.start() :], "<formula>", "exec")
+    except (OSError, SyntaxError):
+        return False
+    code = formula.__code__
+    return any(
+        (found.co_code, found.co_consts, found.co_names) == (code.co_code, code.co_consts, code.co_names)
+        for found in module.co_consts
+        if isinstance(found, types.CodeType)
+    )
+
+
+def _rewritten(formula: Callable, identity: str) -> Callable:
+    """The same formula with a source: what it computes, printed, in a file that is in linecache alone."""
+    arguments, statements, result = printed(formula, PYTHON)
+    body = "".join(f"    {line}\n" for line in (*statements, f"return {result}"))
+    source = f"def formula({', '.join(arguments)}):\n{body}"
+    file = f"<epilogue formula {identity}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    namespace: dict[str, Any] = {}
+    exec(compile(source, file, "exec"), namespace)
+    namespace["formula"].__module__ = formula.__module__
+    return namespace["formula"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from checks import cases
+from checks import as_cell, cases, not_finite
 from epilogue import ACTIVATIONS
 
 MAGNITUDES = np.array(
@@ -17,6 +17,14 @@ MAGNITUDES = np.array(
 )  # fmt: skip
 GRID = np.concatenate([np.linspace(-30.0, 30.0, 2401), MAGNITUDES, -MAGNITUDES, [0.0, -0.0]])
 SPECIAL = (0.0, -0.0, np.inf, -np.inf, np.nan)
+LIMITS = {
+    ("softsign", np.inf),
+    ("softsign", -np.inf),
+    ("gelu_10", np.inf),
+    ("sqrtsoftplus", -np.inf),
+    ("xielu", -np.inf),
+}
+"""Where a derivative is its limit and torch's composite NaN, as its docstring says."""
 # torch's derivative of hardsigmoid has 1/6 as a float32 number, also in float64.
 COARSE = {"hardsigmoid": 4e-8}
 
@@ -53,7 +61,8 @@ def test_float32_is_float64_rounded(entry, values):
     for actual, torch32, expected in zip(ours(entry, values, x), torchs(entry, values, x), exact, strict=True):
         with np.errstate(over="ignore"):
             expected = np.where(np.isnan(torch32), np.nan, expected).astype(np.float32)
-        assert_close(actual.astype(np.float32), expected, rtol=2e-6, atol=5e-7)
+            actual = actual.astype(np.float32)
+        assert_close(actual, expected, rtol=2e-6, atol=5e-7)
 
 
 @pytest.mark.parametrize(("entry", "values"), cases(1))
@@ -71,14 +80,50 @@ def test_zeros_infinities_and_nan_are_torchs(entry, values, x):
     # One element takes torch's scalar code, many its vector code. At NaN the gradients of the two differ.
     few_value, few_gradient = torchs(entry, values, np.full(1, x))
     many_value, many_gradient = torchs(entry, values, np.full(64, x))
-    np.testing.assert_allclose(value, few_value, rtol=1e-12)
-    np.testing.assert_allclose(value, many_value[:1], rtol=1e-12)
-    if entry.name == "softsign" and np.isinf(x):
+    if (entry.name, x) == ("xielu", -np.inf):
+        assert np.isnan([few_value[0], many_value[0]]).all()
+        assert value[0] == np.inf  # as its docstring says
+    else:
+        np.testing.assert_allclose(value, few_value, rtol=1e-12)
+        np.testing.assert_allclose(value, many_value[:1], rtol=1e-12)
+    if (entry.name, x) in LIMITS:
         assert np.isnan(few_gradient[0])
-        assert gradient[0] == 0.0  # the limit, as its docstring says
+        np.testing.assert_allclose(gradient, ours(entry, values, np.array([np.sign(x) * 1e300]))[1], atol=1e-150)
         return
     options = np.array([few_gradient[0], many_gradient[0]] if np.isnan(x) else [few_gradient[0]])
     assert np.isclose(options, gradient[0], rtol=1e-7, equal_nan=True).any()
+
+
+@pytest.mark.parametrize(
+    ("entry", "values", "x"),
+    [
+        pytest.param(*case.values, x, id=f"{case.id}-{as_cell(x)}")
+        for case in cases(1, every=False)
+        for x in (np.inf, -np.inf, np.nan, 1e20, -1e20)
+        if np.isinf(x) or np.isnan(x) or (case.values[0].name, as_cell(x)) in not_finite()
+    ],
+)
+def test_the_table_of_what_is_not_finite(entry, values, x):
+    """Every cell, in float32; and what is not in the table is the same on every path."""
+    few, many = (torchs(entry, values, np.full(n, x, np.float32)) for n in (1, 64))
+    own = [array[0] for array in ours(entry, values, np.array([x], np.float32))]
+    theirs = [{as_cell(few[i][0]), as_cell(many[i][0])} for i in (0, 1)]
+    row = not_finite().get((entry.name, as_cell(x)))
+    if row:
+        value, own_value, gradient, own_gradient = row
+        assert theirs[0] <= value  # what is oneDNN's depends on the machine
+        assert theirs[1] == gradient
+        assert ({as_cell(own[0])}, {as_cell(own[1])}) == (own_value, own_gradient)
+        assert (value, gradient) != (own_value, own_gradient)
+    else:
+        for both, actual in zip(zip(few, many, strict=True), own, strict=True):
+            for expected in both:
+                np.testing.assert_allclose(actual, expected[0], rtol=1e-6)
+
+
+def test_the_table_names_what_there_is():
+    assert len(not_finite()) == 17
+    assert {name for name, _ in not_finite()} <= set(ACTIVATIONS)
 
 
 def test_the_derivative_of_gelu_tanh_stays_a_number_where_torchs_overflows():
@@ -175,5 +220,5 @@ def test_every_name_of_the_plan_is_in_the_catalogue():
         "identity", "step", "sign", "sigmoid", "hardsigmoid", "logsigmoid", "tanh", "hardtanh", "tanhshrink",
         "softsign", "relu", "relu6", "relu_squared", "leaky_relu", "prelu", "elu", "selu", "celu", "gelu", "gelu_tanh",
         "quick_gelu", "silu", "swish", "mish", "hardswish", "softplus", "softshrink", "hardshrink", "threshold",
-        "bilinear", "maxout",
+        "gelu_10", "sqrtsoftplus", "laplace", "xielu", "bilinear", "maxout", "glu_gate_last",
     }  # fmt: skip

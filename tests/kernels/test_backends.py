@@ -1,8 +1,11 @@
 """Which backend serves a tensor, and what is said where none can."""
 
+import asyncio
+import contextvars
 import importlib.util
 import re
 import sys
+import threading
 import types
 
 import pytest
@@ -53,6 +56,53 @@ def test_the_user_chooses(refusals, monkeypatch):
     assert backends.serving(X, X)[0] == "triton"
 
 
+def test_a_choice_is_its_threads_own(refusals):
+    """Two threads whose blocks overlap see each its own choice, a third none, and nothing is left behind."""
+    entered, seen = threading.Barrier(2, timeout=60), {}
+
+    def run(name):
+        with epilogue.backend(name):
+            entered.wait()
+            seen[name] = backends.serving(X, X)[0]
+            entered.wait()
+            if name == "cupy":  # the first in is the first out
+                left.wait(60)
+        if name == "eager":
+            left.set()
+        seen[f"{name}, after"] = backends.serving(X, X)[0]
+
+    left = threading.Event()
+    threads = [threading.Thread(target=run, args=(name,), daemon=True) for name in ("eager", "cupy")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == {"eager": "eager", "cupy": "cupy", "eager, after": "triton", "cupy, after": "triton"}
+    assert backends.chosen() is None
+
+
+def test_a_thread_in_a_copied_context_sees_the_choice(refusals):
+    with epilogue.backend("eager"):
+        context, seen = contextvars.copy_context(), []
+        thread = threading.Thread(target=context.run, args=(lambda: seen.append(backends.serving(X, X)[0]),))
+    thread.start()
+    thread.join()
+    assert seen == ["eager"]
+
+
+def test_asyncio_tasks_have_a_choice_each(refusals):
+    async def run(name):
+        with epilogue.backend(name):
+            await asyncio.sleep(0)
+            return backends.serving(X, X)[0]
+
+    async def both():
+        return await asyncio.gather(run("eager"), run("cupy"))
+
+    assert asyncio.run(both()) == ["eager", "cupy"]
+    assert backends.chosen() is None
+
+
 def test_a_choice_that_cannot_be_is_said_at_once(refusals):
     refusals["cupy"] = "CuPy finds no GPU or no driver"
     message = "epilogue.backend: 'cupy' cannot run here: CuPy finds no GPU or no driver"
@@ -63,7 +113,7 @@ def test_a_choice_that_cannot_be_is_said_at_once(refusals):
 
 
 def test_the_environments_choice_that_cannot_be_is_an_error(refusals, monkeypatch):
-    monkeypatch.setattr(backends, "_chosen", "cupy")
+    monkeypatch.setattr(backends, "_environment", "cupy")
     refusals["cupy"] = "CuPy finds no GPU or no driver"
     with pytest.raises(RuntimeError, match="EPILOGUE_BACKEND: 'cupy' cannot run here: CuPy finds no GPU or no driver"):
         backends.serving(X, X)

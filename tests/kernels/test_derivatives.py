@@ -96,19 +96,21 @@ def test_what_backward_keeps(name, values, saves):
 @pytest.mark.parametrize("entry", [entry for entry in ACTIVATIONS.values() if entry.learnable], ids=repr)
 @pytest.mark.parametrize("value", [0.25, -0.5, 1.7])
 def test_derivatives_of_learnable_parameters_are_slopes(entry, value):
-    (name,) = entry.learnable
-    np.testing.assert_allclose(
-        entry.derivatives[name](GRID, value),
-        slope(lambda value: entry.value(GRID, value), value),
-        rtol=1e-9,
-        atol=1e-10,
-    )
+    for name in entry.learnable:
+        given = {**entry.params, name: value}
+        np.testing.assert_allclose(
+            entry.derivatives[name](GRID, *given.values()),
+            slope(lambda value: entry.value(GRID, *{**given, name: value}.values()), value),  # noqa: B023
+            rtol=1e-9,
+            atol=1e-10,
+        )
 
 
 def test_the_learnable_ones():
     assert {entry.name: entry.learnable for entry in ACTIVATIONS.values() if entry.learnable} == {
         "prelu": ("slope",),
         "swish": ("beta",),
+        "xielu": ("alpha_p", "alpha_n"),
     }
 
 
@@ -118,9 +120,13 @@ def test_pairs_and_gated_variants_are_torchs(entry, values, rng):
     assert (gated.arity, gated.operands, gated.gated) == (2, ("a", "b"), gated)
     a, b = rng.standard_normal((2, 400)) * 3
     tensors = [torch.tensor(array, requires_grad=True) for array in (a, b)]
-    learned = [torch.full((400,), values[0], dtype=torch.float64, requires_grad=True)] if entry.learnable else []
+    given = dict(zip(entry.params, values, strict=True))
+    given |= {
+        name: torch.full((400,), given[name], dtype=torch.float64, requires_grad=True) for name in entry.learnable
+    }
+    learned = [given[name] for name in entry.learnable]
     first, second = tensors
-    y = entry.oracle(F, first, *(learned or values)) * second if entry.arity == 1 else entry.oracle(F, first, second)
+    y = entry.oracle(F, first, *given.values()) * second if entry.arity == 1 else entry.oracle(F, first, second)
     y.sum().backward()
     np.testing.assert_allclose(gated.value(a, b, *values), y.detach().numpy(), rtol=1e-12, atol=1e-14)
     for name, tensor in zip((*gated.operands, *gated.learnable), tensors + learned, strict=True):
@@ -136,6 +142,6 @@ def test_pairs_at_ties_infinities_and_nan_are_torchs(entry):
     y = entry.oracle(F, *tensors)
     y.sum().backward()
     with np.errstate(invalid="ignore"):
-        np.testing.assert_array_equal(entry.value(a, b), y.detach().numpy())
-    for name, tensor in zip(entry.operands, tensors, strict=True):
-        np.testing.assert_array_equal(entry.derivatives[name](a, b), tensor.grad.numpy(), err_msg=name)
+        found = [formula(a, b) for formula in (entry.value, *(entry.derivatives[name] for name in entry.operands))]
+    for actual, expected in zip(found, (y.detach(), *(tensor.grad for tensor in tensors)), strict=True):
+        np.testing.assert_allclose(actual, expected.numpy(), rtol=4e-15, atol=0)

@@ -132,6 +132,53 @@ def test_mistakes_in_any_operand_are_found(op, rng):
             call(**{**args, name: each(lambda t: t[..., :-1], value)})
 
 
+class Tagged(np.ndarray):
+    """A subclass of a user's."""
+
+
+SUBCLASSES = {
+    "matrix": (np.asmatrix, "convert it with numpy.asarray"),
+    "MaskedArray": (lambda array: np.ma.array(array, mask=array > 0.5), "convert it with its filled"),
+    "Tagged": (lambda array: array.view(Tagged), "convert it with numpy.asarray"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+@pytest.mark.parametrize("subclass", SUBCLASSES)
+@pytest.mark.parametrize("op", OPS)
+def test_numpys_subclasses_are_refused(op, subclass, rng):
+    """A matrix multiplies where an array's elements do, a masked array would lose its mask: in any operand, forward and backward."""
+    made, remedy = SUBCLASSES[subclass]
+    args = {**arguments(op, rng), "activation": "prelu", "slope": np.ones(6)}
+    name = op.split()[0]
+    dy = np.ones(getattr(epilogue, name)(**args).shape)
+    for backward in (False, True):
+        call = getattr(epilogue, f"{name}_backward" if backward else name)
+        whole = {**args, "dy": dy} if backward else args
+        for operand in set(whole) - {"activation"}:
+            if whole[operand] is None:
+                continue
+            with pytest.raises(
+                TypeError, match=f"{name}.* a numpy.ndarray itself, got its subclass {subclass}.*{remedy}"
+            ):
+                call(**{**whole, operand: each(made, whole[operand])})
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_mapped_file_is_an_array(op, rng, tmp_path):
+    args = arguments(op, rng)
+
+    def mapped(array):
+        file = np.memmap(tmp_path / "array", array.dtype, "w+", shape=array.shape)
+        file[...] = array
+        return file
+
+    call = getattr(epilogue, op.split()[0])
+    y = call(**{**args, "x": mapped(args["x"])})
+    np.testing.assert_array_equal(y, call(**args))
+    assert type(y) is np.ndarray
+
+
 def test_attributes_that_are_not_there():
     with pytest.raises(AttributeError, match="module 'epilogue' has no attribute 'swiglu'"):
         epilogue.swiglu  # noqa: B018

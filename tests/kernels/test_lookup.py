@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import epilogue
 from checks import cases
-from epilogue import ACTIVATIONS, Activation, resolve
+from epilogue import ACTIVATIONS, Activation, lookup, resolve
 from epilogue.lookup import bind_params
 
 NAMES = {name: name for name in ACTIVATIONS} | {
@@ -26,6 +27,7 @@ NAMES = {name: name for name in ACTIVATIONS} | {
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_accurate": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
     "GELU": "gelu",
     "SiLU": "silu",
     "LeakyReLU": "leaky_relu",
@@ -186,14 +188,14 @@ class Loud(nn.GELU):
     ("spec", "message"),
     [
         (nn.Softmax(-1), "no activation for the module Softmax"),
-        (nn.GLU(), "no activation for the module GLU"),
+        (nn.GLU(0), "GLU halves the last axis here: give it dim=-1, got 0"),
+        (partial(F.glu, dim=1), "GLU halves the last axis here: give it dim=-1, got 1"),
         (nn.RReLU(), "no activation for the module RReLU"),
         (nn.Linear(2, 2), "no activation for the module Linear"),
         (nn.Bilinear(2, 2, 2), "no activation for the module Bilinear"),
         (Loud(), "no activation for the module Loud"),
         (lambda x: x, "got <function"),
         (F.softmax, "got <function softmax"),
-        (F.glu, "got <function glu"),
         (F.linear, "got <built-in function linear"),
         (F.bilinear, "bilinear"),
         (torch.heaviside, "heaviside"),
@@ -216,7 +218,12 @@ def test_what_is_no_activation(spec, message):
         ("elu", {"alpha": "wide"}, TypeError, "elu's alpha must be a number, got 'wide'"),
         ("elu", {"alpha": None}, TypeError, "elu's alpha must be a number, got None"),
         ("elu", {"alpha": float("nan")}, ValueError, "elu's alpha must be a number, got nan"),
-        ("elu", {"alpha": np.ones(3)}, TypeError, r"got an array; learnable are prelu\(slope\), swish\(beta\)"),
+        (
+            "elu",
+            {"alpha": np.ones(3)},
+            TypeError,
+            r"got an array; learnable are prelu\(slope\), swish\(beta\), xielu\(alpha_p, alpha_n\)",
+        ),
         ("leaky_relu", {"negative_slope": torch.ones(1)}, TypeError, "must be a number, got an array"),
         ("gelu", {"approximate": "erf"}, ValueError, r"gelu takes approximate='none' or one of \['tanh'\]; got 'erf'"),
     ],
@@ -252,3 +259,76 @@ def test_repr():
     assert repr(ACTIVATIONS["softplus"]) == "<activation softplus(x, beta, threshold)>"
     assert repr(ACTIVATIONS["silu"].gated) == "<activation swiglu(a, b)>"
     assert repr(ACTIVATIONS["maxout"]) == "<activation maxout(a, b)>"
+
+
+TORCHS_GLU = {"module": nn.GLU(), "function": F.glu, "partial": partial(F.glu, dim=-1)}
+
+
+@pytest.mark.parametrize("spec", TORCHS_GLU)
+def test_torchs_glu_is_the_pair_whose_gate_is_last(spec, device):
+    """Of a packed weight, so that a linear layer and its GLU become one."""
+    assert resolve(TORCHS_GLU[spec]) == (ACTIVATIONS["glu_gate_last"], {})
+    x, weight, bias = (torch.randn(*shape, device=device, requires_grad=True) for shape in ((5, 8), (12, 8), (12,)))
+    y, expected = epilogue.glu(x, weight, bias, TORCHS_GLU[spec]), F.glu(F.linear(x, weight, bias))
+    torch.testing.assert_close(y, expected)
+    dy = torch.randn_like(y)
+    for ours, torchs in zip(*(torch.autograd.grad(out, (x, weight, bias), dy) for out in (y, expected)), strict=True):
+        torch.testing.assert_close(ours, torchs)
+
+
+class TestTransformers:
+    """Every activation that transformers knows by name, as its module and as its name, against that module."""
+
+    transformers = pytest.importorskip("transformers.activations")
+    known = sorted(transformers.ACT2CLS)
+
+    @pytest.mark.parametrize("name", known)
+    def test_by_name_and_as_a_module(self, name):
+        module = self.transformers.ACT2FN[name].double()
+        if name == "xielu":  # whose parameters are bfloat16 from the start
+            module = self.transformers.XIELUActivation(dtype=torch.float64)
+        x = torch.cat([torch.linspace(-30.0, 30.0, 1201), torch.tensor([0.0, -1e-7, 1e-7, -300.0, 300.0])]).double()
+        x.requires_grad_()
+        expected = module(x)
+        (gradient,) = torch.autograd.grad(expected.sum(), x)
+        for spec in (module, name):
+            entry, values = bind_params(*resolve(spec))
+            values = tuple(v.detach().numpy() if isinstance(v, torch.Tensor) else v for v in values)
+            with np.errstate(all="ignore"):
+                found = [np.asarray(f(x.detach().numpy(), *values)) for f in (entry.value, entry.derivatives["x"])]
+            # some constants of transformers have ten digits
+            np.testing.assert_allclose(found[0], expected.detach().numpy(), rtol=1e-9, atol=1e-8)
+            np.testing.assert_allclose(np.broadcast_to(found[1], x.shape), gradient.numpy(), rtol=1e-9, atol=1e-8)
+
+    def test_every_class_is_known(self):
+        classes = {type(self.transformers.ACT2FN[name]) for name in self.known}
+        named = {cls.__name__ for cls in classes if cls.__module__ == "transformers.activations"}
+        assert named <= set(lookup._TRANSFORMERS)
+
+    def test_clipped_otherwise_is_none(self):
+        with pytest.raises(TypeError, match=r"ClippedGELUActivation\(-1.0, 1.0\): only gelu clipped to -10 and 10"):
+            resolve(self.transformers.ClippedGELUActivation(-1.0, 1.0))
+
+    def test_a_subclass_is_none(self):
+        class Loud(self.transformers.SiLUActivation):
+            pass
+
+        with pytest.raises(TypeError, match="no activation for the module Loud"):
+            resolve(Loud())
+
+    def test_xielus_parameters_learn(self, device):
+        module = self.transformers.XIELUActivation(dtype=torch.float32).to(device)
+        x, weight, bias = (torch.randn(*shape, device=device, requires_grad=True) for shape in ((5, 8), (12, 8), (12,)))
+        y, expected = epilogue.linear(x, weight, bias, module), module(F.linear(x, weight, bias))
+        torch.testing.assert_close(y, expected)
+        inputs, dy = (x, weight, bias, module.alpha_p, module.alpha_n), torch.randn_like(y)
+        for ours, torchs in zip(
+            *(torch.autograd.grad(out, inputs, dy, retain_graph=True) for out in (y, expected)), strict=True
+        ):
+            torch.testing.assert_close(ours, torchs)
+        arrays = [tensor.detach().cpu().numpy() for tensor in inputs]
+        slopes = {"alpha_p": arrays[3], "alpha_n": arrays[4]}
+        grads = epilogue.linear_backward(dy.cpu().numpy(), *arrays[:3], activation="xielu", **slopes)
+        for name in slopes:
+            (torchs,) = torch.autograd.grad(expected, getattr(module, name), dy, retain_graph=True)
+            np.testing.assert_allclose(grads.params[name], torchs.cpu().numpy(), rtol=1e-5)

@@ -6,7 +6,7 @@ import torch
 
 import epilogue
 from checks import arguments, assert_accurate, each
-from epilogue import lookup
+from epilogue import catalogue, lookup
 from epilogue.vocabulary import exp, maximum, tanh, where
 
 pytestmark = pytest.mark.usefixtures("own_activations")
@@ -139,3 +139,67 @@ def test_a_missing_derivative_says_how_to_add_it():
         epilogue.derivative_of(exponential, "y")(lambda x: x)
     with pytest.raises(ValueError, match="cannot be called 'bias'"):
         epilogue.activation(oracle=None)(lambda x, bias: x)
+
+
+CELL = """
+import epilogue
+from epilogue.vocabulary import tanh
+
+@epilogue.activation(oracle=lambda F, x: {factor} * F.tanh(x), aliases={aliases}, variant_of=("tanh", "cell", {factor}))
+def from_a_cell(x):
+    return {factor} * tanh(x)
+
+@epilogue.derivative_of(from_a_cell)
+def _(x):
+    t = tanh(x)
+    return {factor} * (1.0 - t * t)
+"""
+
+
+def run_cell(factor, aliases=("cell_alias",), module="__main__"):
+    namespace = {"__name__": module}
+    exec(CELL.format(factor=factor, aliases=aliases), namespace)
+    return namespace["from_a_cell"]
+
+
+def test_a_cell_that_runs_again_replaces_its_activation(rng):
+    """Everywhere: by name, by the old entry, in a layer made before; what was called otherwise before is gone."""
+    first = run_cell(2.0)
+    layer = epilogue.nn.FusedLinear(4, 6, activation=first, dtype=torch.float64)
+    glu = epilogue.nn.FusedGLU(4, 6, activation="gated_from_a_cell", dtype=torch.float64)
+    x = torch.randn(3, 4, dtype=torch.float64)
+    before, gated = layer(x), glu(x)
+    second = run_cell(3.0, ("cell_name",))
+    assert second is not first
+    assert (
+        epilogue.resolve("from_a_cell")[0] is epilogue.resolve(first)[0] is epilogue.resolve("cell_name")[0] is second
+    )
+    assert epilogue.resolve(first.gated)[0] is epilogue.resolve("gated_from_a_cell")[0] is second.gated
+    with pytest.raises(ValueError, match="unknown activation 'cell_alias'"):
+        epilogue.resolve("cell_alias")
+    assert {key: name for key, name in catalogue.VARIANTS.items() if name == "from_a_cell"} == {
+        ("tanh", "cell", 3.0): "from_a_cell"
+    }
+    torch.testing.assert_close(layer(x), 1.5 * before)
+    torch.testing.assert_close(glu(x), 1.5 * gated)
+    arrays = x.numpy(), layer.weight.detach().numpy()
+    z = arrays[0] @ arrays[1].T
+    np.testing.assert_allclose(epilogue.linear(*arrays, activation=first), 3 * np.tanh(z))
+    dx = epilogue.linear_backward(np.ones_like(z), *arrays, activation=first).x
+    np.testing.assert_allclose(dx, (3 / np.cosh(z) ** 2) @ arrays[1])
+
+
+@pytest.mark.parametrize("module", ["elsewhere", "epilogue.activations"])
+def test_a_name_from_elsewhere_is_refused(module):
+    first = run_cell(2.0)
+    with pytest.raises(ValueError, match="an activation called 'from_a_cell' exists already"):
+        run_cell(3.0, module=module)
+    assert epilogue.resolve("cell_alias")[0] is first
+
+
+def test_a_cell_that_takes_anothers_name_leaves_what_was():
+    first = run_cell(2.0)
+    with pytest.raises(ValueError, match="an activation called 'relu' exists already"):
+        run_cell(3.0, ("relu",))
+    assert epilogue.resolve("cell_alias")[0] is epilogue.resolve("from_a_cell")[0] is first
+    assert ("tanh", "cell", 2.0) in catalogue.VARIANTS

@@ -9,6 +9,7 @@ import torch
 import epilogue
 from checks import OPS, arguments, each, keywords, leaves, op_cases, unfused
 from epilogue import ACTIVATIONS, reference
+from epilogue.reference import rounded
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
@@ -115,14 +116,75 @@ def test_computes_in_float64_and_rounds_once(op, dtype, rng):
     exact = each(lambda array: array.astype(np.float64), args)
     entry = ACTIVATIONS["gelu"]
     y = forward(op, args, entry, ())
-    np.testing.assert_array_equal(y, forward(op, exact, entry, ()).astype(dtype))
+    np.testing.assert_array_equal(y, rounded(forward(op, exact, entry, ()), dtype))
     assert y.dtype == dtype
     dy = rng.standard_normal(y.shape).astype(dtype)
     grads = backward(op, dy, args, entry, ())
     expected = backward(op, dy.astype(np.float64), exact, entry, ())
     for actual, of in zip(leaves(tuple(grads[:-1])), leaves(tuple(expected[:-1])), strict=True):
         assert actual.dtype == dtype
-        np.testing.assert_array_equal(actual, of.astype(dtype))
+        np.testing.assert_array_equal(actual, rounded(of, dtype))
+
+
+def nearest(array: np.ndarray, dtype: type) -> np.ndarray:
+    """The numbers of that dtype that are nearest to those of a float64 array; of two the even one. As float64, by exact arithmetic."""
+    limits = ml_dtypes.finfo(dtype)
+    _, exponent = np.frexp(array)
+    unit = 2.0 ** (np.maximum(exponent, limits.minexp + 1) - limits.nmant - 1.0)
+    with np.errstate(invalid="ignore"):
+        found = np.rint(array / unit) * unit
+        return np.where(abs(found) > float(limits.max), np.copysign(np.inf, found), found)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_every_tie_is_rounded_once(dtype):
+    """Halfway between every two neighbours, a hair on either side, what overflows and what is no number."""
+    with np.errstate(invalid="ignore"):
+        positive = np.arange(2**15, dtype=np.uint16).view(dtype).astype(np.float64)
+    numbers = positive[np.isfinite(positive)]
+    ties = (np.append(numbers[1:], 2 * numbers[-1] - numbers[-2]) + numbers) / 2
+    hair = np.concatenate(
+        [np.nextafter(ties, side) for side in (0.0, np.inf)] + [ties * (1 - 2.0**-40), ties * (1 + 2.0**-40)]
+    )
+    x = np.concatenate([positive, ties, hair, [5e-324, 1e300, np.finfo(np.float32).max]])
+    x = np.concatenate([x, -x])
+    with np.errstate(all="ignore"):
+        found, twice = (cast.astype(np.float64) for cast in (rounded(x, dtype), x.astype(dtype)))
+    expected = nearest(x, dtype)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(np.signbit(found[~np.isnan(x)]), np.signbit(x[~np.isnan(x)]))
+    if dtype is ml_dtypes.bfloat16:
+        assert (twice != expected).sum() > 2**16  # ml_dtypes' own, by way of float32
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_sum_beside_a_tie_of_bfloat16(op):
+    """1 + 2⁻⁸ is a tie, 2⁻³⁰ the hair above it that float32 does not hold. Value and gradients, of every operand that meets such a sum."""
+    x = np.array([[1.0, 2.0**-8, 2.0**-30]]).astype(ml_dtypes.bfloat16)
+    ones, above = np.ones((1, 3), x.dtype), 1.0078125
+    if op == "linear":
+        assert epilogue.linear(x, ones, activation="identity") == above
+        grads = epilogue.linear_backward(
+            x.T, np.ones((3, 2), x.dtype), np.ones((1, 2), x.dtype), np.ones(1, x.dtype), "identity"
+        )
+        assert grads.bias == above
+        assert (grads.weight == above).all()
+        grads = epilogue.linear_backward(
+            x, np.ones((1, 2), x.dtype), np.ones((3, 2), x.dtype), activation="prelu", slope=np.ones(1, x.dtype)
+        )
+        assert (grads.x == above).all()
+        grads = epilogue.linear_backward(
+            x, -np.ones((1, 1), x.dtype), np.ones((3, 1), x.dtype), activation="prelu", slope=np.ones(1, x.dtype)
+        )
+        assert grads.params["slope"] == -above
+    elif op.startswith("glu"):
+        weight = np.concatenate([ones, ones]) if "packed" in op else (ones, ones)
+        assert epilogue.glu(x, weight, activation="step") == above
+    elif op == "mlp":
+        assert epilogue.mlp(x, ones, np.ones((1, 1), x.dtype), activation="identity") == above
+    else:
+        gate, up = (np.concatenate([ones, ones]), None) if "packed" in op else (ones, ones)
+        assert epilogue.gated_mlp(x, gate, up, np.ones((1, 1), x.dtype), activation="step") == above
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])

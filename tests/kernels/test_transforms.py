@@ -34,12 +34,12 @@ def gradients(y, args):
 def test_autocast_gives_what_nn_linear_gives(op, entry, values, device, rng):
     args = tensors(arguments(op, rng, (9,), (16, 24, 8)), device)
     if entry.learnable:
-        values = (torch.full((24,), values[0], device=device, requires_grad=True),)
+        values = (torch.full((24,), values[0], device=device, requires_grad=True), *values[1:])
     with torch.autocast(device, torch.bfloat16):
         y, expected = fused(op, args, entry, values), unfused(op, args, entry, values)
         assert y.dtype == nn.functional.linear(args["x"], leaves(args)[1]).dtype == torch.bfloat16
-    exact = each(lambda tensor: tensor.detach().double(), (args, values if entry.learnable else ()))
-    assert_accurate(y, expected.bfloat16(), unfused(op, exact[0], entry, exact[1] or values))
+    exact, learned = each(lambda tensor: tensor.detach().double(), (args, values[: bool(entry.learnable)]))
+    assert_accurate(y, expected.bfloat16(), unfused(op, exact, entry, (*learned, *values[len(learned) :])))
     assert [gradient.dtype for gradient in gradients(y, args)] == [torch.float32] * len(leaves(args))
 
 

@@ -1,10 +1,12 @@
 """Parameters of an activation in a module: numbers, learned Parameters, buffers; what does not fit."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import epilogue
 from epilogue.nn import FusedGatedMLP, FusedGLU, FusedLinear, FusedMLP
@@ -88,6 +90,104 @@ def test_parameters_in_any_order_and_partly_given():
     assert torch.equal(module(x), other(x))
     module.down.register_forward_hook(lambda *_: None)  # called as modules, the parameters must come in the same order
     torch.testing.assert_close(module(x), other(x))
+
+
+GIVEN = {
+    "a module": (lambda: {"activation": nn.PReLU(6, 0.3)}, "slope", torch.full((6,), 0.3)),
+    "one for all": (
+        lambda: {"activation": "swish", "beta": nn.Parameter(torch.tensor(1.7))},
+        "beta",
+        torch.tensor(1.7),
+    ),
+    "by channel": (
+        lambda: {"activation": "prelu", "slope": nn.Parameter(torch.arange(6.0))},
+        "slope",
+        torch.arange(6.0),
+    ),
+    "a buffer": (lambda: {"activation": "prelu", "slope": torch.arange(6.0)}, "slope", torch.arange(6.0)),
+}
+
+
+@every_module
+@pytest.mark.parametrize("meta", [False, True])
+@pytest.mark.parametrize("given", GIVEN)
+def test_reset_parameters_restores_what_was_given(fused, given, meta, device):
+    made, name, expected = GIVEN[given]
+    module = fused(5, 6, **made(), device="meta" if meta else device)
+    assert {value.device.type for value in module.state_dict().values()} == {"meta" if meta else device}
+    module = pickle.loads(pickle.dumps(copy.deepcopy(module))).to_empty(device=device)
+    for tensor in module.state_dict().values():
+        tensor.fill_(float("nan"))
+    torch.manual_seed(3)
+    module.reset_parameters()
+    torch.testing.assert_close(getattr(module, name).detach().cpu(), expected, rtol=0, atol=0)
+    torch.manual_seed(3)
+    plain = fused(5, 6, activation="relu", device=device)
+    assert all(torch.equal(module.state_dict()[key], value) for key, value in plain.state_dict().items())
+    assert module.state_dict().keys() == plain.state_dict().keys() | {name}
+    assert module(torch.randn(3, 5, device=device)).isfinite().all()
+
+
+@every_module
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        (lambda: {"activation": nn.PReLU(6, 0.3)}, 0.3),
+        (lambda: {"activation": "prelu", "slope": nn.Parameter(torch.full((6,), 0.3))}, 0.25),  # the formula's
+        (lambda: {"activation": "swish", "beta": nn.Parameter(torch.full((6,), 0.3))}, 1.0),
+    ],
+)
+def test_a_parameter_that_is_on_meta_gets_its_default(fused, made, expected, device):
+    with torch.device("meta"):
+        module = fused(5, 6, **made())
+        given = made()
+    (name,) = module.activation.params
+    assert getattr(module, name).is_meta
+    module.to_empty(device=device).reset_parameters()
+    torch.testing.assert_close(getattr(module, name).detach().cpu(), torch.full((6,), expected))
+    there = fused(5, 6, **given, device=device)
+    torch.testing.assert_close(getattr(there, name).detach().cpu(), torch.full((6,), expected))
+
+
+@every_module
+def test_the_activations_tensors_get_the_modules_dtype_and_device(fused):
+    slope = nn.Parameter(torch.rand(6))
+    module = fused(5, 6, activation="prelu", slope=slope, dtype=torch.float64, device="cpu")
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.float64}
+    torch.testing.assert_close(module.slope, nn.Parameter(slope.detach().double()), rtol=0, atol=0)
+    assert slope.dtype == torch.float32
+    frozen = fused(
+        5, 6, activation="prelu", slope=nn.Parameter(torch.rand(6), requires_grad=False), dtype=torch.float64
+    )
+    assert (frozen.slope.dtype, frozen.slope.requires_grad) == (torch.float64, False)
+    buffer = fused(5, 6, activation="prelu", slope=torch.rand(6), dtype=torch.float64, device="meta")
+    assert (buffer.slope.dtype, buffer.slope.is_meta) == (torch.float64, True)
+    assert "slope" in dict(buffer.named_buffers())
+
+
+@every_module
+def test_a_parameter_that_fits_is_the_modules_own_and_is_not_written_to(fused):
+    slope = nn.Parameter(torch.rand(6))
+    module = fused(5, 6, activation="prelu", slope=slope, dtype=torch.float32, device="cpu")
+    assert module.slope is slope
+    assert slope._version == 0
+
+
+def test_a_subclass_resets_in_the_constructor_as_nn_linears_does():
+    class Zeros(FusedLinear):
+        def reset_parameters(self):
+            super().reset_parameters()
+            nn.init.zeros_(self.weight)
+
+    assert (Zeros(5, 6, activation=nn.PReLU()).weight == 0).all()
+
+
+@every_module
+def test_fake_tensors(fused):
+    with FakeTensorMode():
+        module = fused(5, 6, activation=nn.PReLU(6))
+        module.reset_parameters()
+        assert module(torch.ones(3, 5)).shape == (3, 6 if fused in (FusedLinear, FusedGLU) else 5)
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,8 @@ def test_sizes(op, rows, sizes, cupy, rng):
 def test_learnable(op, name, shape, dtype, cupy, rng):
     slope = (0.5 + rng.random(shape)).astype(DTYPES[dtype]) if shape else np.array(0.7, DTYPES[dtype])
     args, dy = draw(op, rng, dtype)
-    compare(cupy, op, args, abs(dy), ACTIVATIONS[name], (slope,))  # a sum whose terms cancel would measure luck
+    values = (slope, *list(ACTIVATIONS[name].params.values())[1:])
+    compare(cupy, op, args, abs(dy), ACTIVATIONS[name], values)  # a sum whose terms cancel would measure luck
 
 
 @pytest.mark.parametrize("sizes", [(16, 24, 8), (19, 29, 13), (24, 128, 32)])

@@ -1,5 +1,7 @@
 """The operators as torch.compile, torch.export and opcheck see them."""
 
+import threading
+
 import pytest
 import torch
 
@@ -109,6 +111,40 @@ def test_compile_fullgraph_with_dynamic_batch(module, device):
         first = first or len(graphs)  # Dynamo may restart its analysis within the first call
     assert len(graphs) == first, "one graph serves every batch size"
     assert any("epilogue" in str(node.target) for node in graphs[-1].graph.nodes)
+
+
+def test_a_choice_of_the_backend_is_guarded_on(device):
+    """Each choice is compiled once and found again, in every thread; within the compiled function too."""
+    torch._dynamo.reset()
+    graphs, ran, x, weight = [], [], tensor(4, 8, device=device), tensor(16, 8, device=device)
+
+    def backend(graph, inputs):
+        fused = any("epilogue" in str(node.target) for node in graph.graph.nodes)
+        graphs.append(fused)
+        return lambda *args: ran.append(fused) or graph(*args)
+
+    layer = torch.compile(lambda x: epilogue.linear(x, weight), fullgraph=True, backend=backend)
+
+    def choosing(x):
+        with epilogue.backend("eager"):
+            y = epilogue.linear(x, weight)
+        return y + epilogue.linear(x, weight)
+
+    for _ in range(2):
+        layer(x)
+        with epilogue.backend("eager"):
+            layer(x)
+            thread = threading.Thread(target=layer, args=(x,))  # which begins without a choice
+            thread.start()
+            thread.join()
+            with epilogue.backend("triton"):
+                layer(x)
+        layer(x)
+    assert ran == [True, False, True, True, True] * 2
+    assert graphs == [True, False, True]
+    found = torch.compile(choosing, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(found, choosing(x))
+    assert epilogue.backends.chosen() is None
 
 
 @pytest.mark.parametrize("kind", [FusedMLP, FusedGatedMLP])
