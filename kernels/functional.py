@@ -46,10 +46,10 @@ def linear(x, weight, bias=None, activation: Any = "gelu", **params):
     >>> linear(torch.randn(8, 64), torch.randn(128, 64), activation="leaky_relu", negative_slope=0.2).shape
     torch.Size([8, 128])
     """
+    if is_recorded(x):
+        return _record(linear, activation, x, weight, bias, **params)
     act, values = resolve_call("linear", activation, params, False)
     if not fit(x, weight, bias):
-        if is_recorded(x):
-            return _record(linear, activation, x, weight, bias, **params)
         check_layer("linear", x, "weight", weight, "bias", bias)
     if values:
         check_values("linear", x, act, values, weight.shape[0])

@@ -14,7 +14,7 @@ class FusedLinear(Activated):
     """act(x Wᵀ + b): nn.Linear followed by an activation, as one operation (`epilogue.linear`).
 
     weight [out_features, in_features], bias [out_features]: named, shaped and, with the same seed, initialised as nn.Linear's, so that
-    state_dicts interchange. x [..., in_features] -> [..., out_features].
+    state_dicts interchange. x [..., in_features], by keyword `input` as nn.Linear's -> [..., out_features].
 
     activation: whatever `epilogue.resolve` takes, its parameters as keywords. A number stays fixed; an nn.Parameter
     (`activation="prelu", slope=nn.Parameter(torch.full((out_features,), 0.25))`, or `activation=nn.PReLU(out_features)`) is learned.
@@ -43,8 +43,8 @@ class FusedLinear(Activated):
         nn.Linear.reset_parameters(self)  # type: ignore[arg-type]
         self.reset_activation()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias, self.activation, **self.activation_params())
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias, self.activation, **self.activation_params())
 
     def extra_repr(self) -> str:
         return (
@@ -81,8 +81,8 @@ class FusedGLU(Activated):
     reset_parameters = FusedLinear.reset_parameters
     extra_repr = FusedLinear.extra_repr
 
-    def forward(self, x: Tensor) -> Tensor:
-        return glu(x, self.weight, self.bias, self.activation, **self.activation_params())
+    def forward(self, input: Tensor) -> Tensor:
+        return glu(input, self.weight, self.bias, self.activation, **self.activation_params())
 
 
 def _add_linear(module: Any, in_features: int, out_features: int, bias: bool, device: Any, dtype: Any) -> None:

@@ -53,14 +53,14 @@ class FusedMLP(Activated):
             child.reset_parameters()  # type: ignore[operator]
         self.reset_activation()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         up, down, params = self.up, self.down, self.activation_params()
         if plain(up, nn.Linear) and plain(down, nn.Linear):
             return mlp(
-                x, up.weight, down.weight, up.bias, down.bias,
+                input, up.weight, down.weight, up.bias, down.bias,
                 self.activation, self.dropout, self.training, self.recompute, **params,
             )  # fmt: skip
-        return _as_modules(self, lambda x: apply(self.activation, tuple(params.values()), up(x)), x)
+        return _as_modules(self, lambda x: apply(self.activation, tuple(params.values()), up(x)), input)
 
     def extra_repr(self) -> str:
         return f"{self.activation_repr()}, dropout={self.dropout:g}{', recompute=True' * self.recompute}"
@@ -100,14 +100,14 @@ class FusedGatedMLP(Activated):
 
     reset_parameters = FusedMLP.reset_parameters
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         gate, up, down, params = self.gate, self.up, self.down, self.activation_params()
         if all(plain(child, nn.Linear) for child in (gate, up, down)):
             return gated_mlp(
-                x, gate.weight, up.weight, down.weight, gate.bias, up.bias, down.bias,
+                input, gate.weight, up.weight, down.weight, gate.bias, up.bias, down.bias,
                 self.activation, self.dropout, self.training, self.recompute, **params,
             )  # fmt: skip
-        return _as_modules(self, lambda x: apply(self.activation.gated, tuple(params.values()), gate(x), up(x)), x)
+        return _as_modules(self, lambda x: apply(self.activation.gated, tuple(params.values()), gate(x), up(x)), input)
 
     extra_repr = FusedMLP.extra_repr
 
