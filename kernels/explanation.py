@@ -110,7 +110,8 @@ def problems(
     from .triton.configs import DACT, DROPPED, GLU, LINEAR, Problem
 
     gated, exact = op in GATED, precision(dtype)
-    keeps_z = training and (gated or act.saves(values) == "input")
+    kept = act.saves(values) if op.endswith("mlp") else act.layer_saves(values)
+    keeps_z = training and (gated or kept == "input")
     tma = chip.descriptors and exact != "ieee" and k * dtype.itemsize % 16 == 0 and n * dtype.itemsize % 16 == 0
     name = (act.gate or act).name
     layer = Problem(GLU if gated else LINEAR, m, n, k, dtype, exact, tma, name, gated, keeps_z)

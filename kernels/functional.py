@@ -35,8 +35,10 @@ def linear(x, weight, bias=None, activation: Any = "gelu", **params):
     x [..., K], weight [N, K] (nn.Linear's layout), bias [N] or None -> [..., N], in the dtype of x (autocast's, where that is on).
     All of one dtype, float16, bfloat16, float32 or float64, and on one device; torch tensors, NumPy or CuPy arrays. Products accumulate in
     float32 at least; the fused kernels and the reference apply bias and activation before the one rounding, where cuBLAS is faster
-    (`epilogue.explain`) z is rounded first, as in torch's own layers. Backward keeps x and the pre-activation z, or y alone where y
-    determines the derivative (relu, tanh, …).
+    (`epilogue.explain`) z is rounded first, as in torch's own layers.
+
+    Backward keeps x and the pre-activation z; in place of z y where torch's own layer keeps it (relu, sigmoid, tanh), or one bit of it
+    (leaky_relu). Where y is a number that float16 holds and z is not, z counts as float16's largest in backward.
 
     activation: whatever `epilogue.resolve` takes; its parameters are keywords with torch's names and defaults (`negative_slope=0.01`).
     prelu's slope and swish's beta may be tensors, one element or one per output channel, and get their gradient.
