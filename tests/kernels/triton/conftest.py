@@ -18,6 +18,8 @@ if not INTERPRET and not torch.cuda.is_available():
         "test_kernels.py",
         "test_edges.py",
         "test_autograd.py",
+        "test_kept.py",
+        "test_modes.py",
         "test_compilers.py",
         "test_formulas.py",
         "test_fast.py",
