@@ -94,6 +94,17 @@ def test_compiles_with_inductor(device, rng):
     check_compiled("linear", device, rng, "inductor")
 
 
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler")
+def test_inductors_softshrink_drops_nan():
+    """As the table of activations.py says: a compiled layer on the CPU is what torch makes of it."""
+    torch._dynamo.reset()
+    x, identity = torch.full((3, 3), torch.nan), torch.eye(3)
+    compiled = torch.compile(lambda x: epilogue.linear(x, identity, activation="softshrink"), fullgraph=True)
+    assert not compiled(x).any()
+    assert epilogue.linear(x, identity, activation="softshrink").isnan().all()
+    torch._dynamo.reset()
+
+
 def test_compiles_with_a_learnable_parameter(device, rng):
     torch._dynamo.reset()
     args = tensors({**arguments("linear", rng), "slope": rng.standard_normal(6)}, device)

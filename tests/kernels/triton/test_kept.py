@@ -96,6 +96,15 @@ def test_a_finite_y_of_float16_has_finite_gradients(op, kernel, device):
     assert (dx > 0).all()
 
 
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
+def test_an_infinite_z_counts_as_the_largest_number_in_float16_alone(dtype, device):
+    z = torch.tensor([[torch.inf, -torch.inf, torch.nan, 1.0]], dtype=dtype, device=device)
+    dz = act_bwd(torch.ones_like(z), z, "input", ACTIVATIONS["gelu"], (), False, None, (True, False, False, False))[0]
+    saturated = [1.0, 0.0, torch.nan]
+    expected = saturated if dtype == torch.float16 else [torch.nan] * 3
+    torch.testing.assert_close(dz[0, :3].float().cpu(), torch.tensor(expected), rtol=0, atol=1e-6, equal_nan=True)
+
+
 # --- what changes between forward and backward
 
 

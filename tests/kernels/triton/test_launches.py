@@ -35,8 +35,10 @@ def launched(request, monkeypatch):
     def compile_only(self, *args, grid, warmup, **kwargs):
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
         assert kernel.metadata.target.arch == request.param
+        assert kernel.metadata.enable_fp_fusion
         names.append(self.__name__)
 
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "0")  # what Triton 3.10 makes the default
     monkeypatch.setattr(driver, "_active", AbsentGPU(request.param))
     monkeypatch.setattr(JITFunction, "run", compile_only)
     chip = CHIPS["H100" if request.param >= 90 else "A100"]
