@@ -2,11 +2,10 @@
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 Formula = Callable[..., Any]
 
@@ -228,9 +227,12 @@ def pair(*, oracle: Callable[..., Any], aliases: tuple[str, ...] = (), kinks=())
 
 
 def exact_in_half(value: float) -> bool:
-    """Whether float16 and bfloat16 both hold this number: where a result saturates at it, the rounded result still shows that."""
-    single = np.float32(value)
-    return float(np.float16(single)) == value and not single.view(np.uint32) & 0xFFFF and float(single) == value
+    """Whether float16 and bfloat16 both hold this number: where a result saturates at it, the rounded result still shows that.
+
+    Of float16's exponents and bfloat16's 8 significant bits; in plain Python, which a compiler traces.
+    """
+    mantissa, _ = math.frexp(value)
+    return (256.0 * mantissa).is_integer() and (2.0**24 * value).is_integer() and abs(value) < 65536.0
 
 
 def derivative_of(

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from torch.utils.flop_counter import FlopCounterMode
 
 import epilogue
+from checks import cases, keywords
 from epilogue import ACTIVATIONS
 from epilogue.nn import FusedGatedMLP, FusedGLU, FusedLinear, FusedMLP
 
@@ -185,6 +186,19 @@ def test_forward_mode(blocks, compiled):
     torch._dynamo.reset()
     call = torch.compile(derivative, backend="aot_eager") if compiled else derivative
     assert_close([call(module, x, tangent)], [derivative(unfused, x, tangent)])
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(("entry", "values"), cases(1, every=False))
+def test_every_activation_is_traced(entry, values, device):
+    torch._dynamo.reset()
+    x, weight = torch.randn(5, 8, device=device, requires_grad=True), torch.randn(6, 8, device=device)
+    params = keywords(entry, values)
+    compiled = torch.compile(
+        lambda x: epilogue.linear(x, weight, activation=entry, **params), fullgraph=True, backend="eager"
+    )
+    y, expected = compiled(x), entry.oracle(F, F.linear(x, weight), *values)
+    assert_close([y, *torch.autograd.grad(y.sum(), x)], [expected, *torch.autograd.grad(expected.sum(), x)])
     torch._dynamo.reset()
 
 
