@@ -130,6 +130,6 @@ def wanted(ctx: Any, given: Sequence[bool]) -> list[bool]:
 
 
 def by_operator(dy: Tensor | None) -> bool:
-    """Whether backward goes through the operators: a mode sees it, or a batch of gradients comes at once (is_grads_batched), which torch
-    knows to run row by row."""
-    return observed() or (dy is not None and is_legacy_batchedtensor(dy))
+    """Whether backward goes through the operators: a mode or compiled autograd sees it, or a batch of gradients comes at once
+    (is_grads_batched), which torch knows to run row by row."""
+    return torch.compiler.is_compiling() or observed() or (dy is not None and is_legacy_batchedtensor(dy))

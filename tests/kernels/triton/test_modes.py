@@ -189,6 +189,16 @@ def test_forward_mode(blocks, compiled):
     torch._dynamo.reset()
 
 
+def test_compiled_autograd(blocks):
+    module, unfused, x = blocks
+    torch._dynamo.reset()
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+        module(x).square().sum().backward()
+    found = [p.grad.clone() for p in module.parameters()]
+    assert_close(found, torch.autograd.grad(unfused(x).square().sum(), list(module.parameters())))
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize(("entry", "values"), cases(1, every=False))
 def test_every_activation_is_traced(entry, values, device):
     torch._dynamo.reset()
