@@ -72,6 +72,10 @@ def test_learnable(name, op, size, dtype, kernel, rng, device):
     shape = SHAPES[kernel]
     args = tensors(op, rng, shape, dtype, device)
     slope = 0.5 + torch.rand({"scalar": (), "one": (1,), "channel": (shape[1],)}[size], device=device).to(dtype)
-    dy = torch.rand(shape[:2], device=device).to(dtype)  # a sum whose terms cancel would measure luck
+    dy = torch.rand(shape[:2], device=device).to(dtype)
+    if op != "linear":  # up is positive, as dy is: a sum whose terms cancel would measure luck
+        weight, bias, n = args["weight"], args["bias"], shape[1]
+        for tensor in (args["x"], *((weight[1], bias[1]) if op == "glu" else (weight[n:], bias[n:]))):
+            tensor.detach().abs_()
     entry = epilogue.ACTIVATIONS[name]
     compare(op, args, entry, (slope, *list(entry.params.values())[1:]), dy)

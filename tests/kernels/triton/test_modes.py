@@ -189,7 +189,9 @@ def test_forward_mode(blocks, compiled):
     torch._dynamo.reset()
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch asks itself
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)  # torch asks itself
 def test_compiled_autograd(blocks):
     module, unfused, x = blocks
     torch._dynamo.reset()
