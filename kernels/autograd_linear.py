@@ -18,6 +18,7 @@ from .operators import (
     as_seen,
     by_operator,
     cast,
+    in_plain_operations,
     joined,
     launchers,
     register,
@@ -81,7 +82,9 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.set_materialize_grads(False)
     saved = {"output": output[0], "nothing": None}.get(keep, output[1])
     keeps_x = any(ctx.needs_input_grad[1:3]) or keep == "nothing"  # a frozen weight costs no x
-    ctx.save_for_backward(saved, x if keeps_x else None, weight, up_weight, bias, up_bias, learned)
+    ctx.given = [t is not None for t in (x, weight, up_weight, bias, up_bias, learned)]
+    biases = (bias, up_bias) if saved is None else (None, None)
+    ctx.save_for_backward(saved, x if keeps_x else None, weight, up_weight, learned, *biases)
     ctx.leading, ctx.keep, ctx.backend = x.shape[:-1], keep, backend
 
 
@@ -92,8 +95,8 @@ def _backward(ctx, dy: Tensor | None, dz_more: Tensor | None, pointwise: Any) ->
     """
     if dy is None and dz_more is None:
         return (None,) * 14
-    saved, x, weight, up_weight, bias, up_bias, learned = ctx.saved_tensors
-    needs = wanted(ctx, [t is not None for t in (weight, weight, up_weight, bias, up_bias, learned)])
+    saved, x, weight, up_weight, learned, bias, up_bias = ctx.saved_tensors
+    needs = wanted(ctx)
     activation, numbers, learned_at, gated = ctx.call
     act, values = ACTIVATIONS[activation], joined(numbers, learned, learned_at)
     if saved is None:
@@ -105,7 +108,7 @@ def _backward(ctx, dy: Tensor | None, dz_more: Tensor | None, pointwise: Any) ->
     if dy is None:
         dy = dz_more.new_zeros(dz_more.shape[0], dz_more.shape[1] // (1 + gated))  # type: ignore[union-attr]
     dy = rows_of(dy.resolve_neg())  # autograd of complex numbers negates lazily, by a bit that a kernel cannot see
-    if torch.is_grad_enabled() or dz_more is not None:
+    if dz_more is not None or in_plain_operations():
         kept = rows_of(saved) if ctx.keep == "output" else saved
         _, dz, dlearned = from_kept(dy, kept, ctx.keep, learned, act, values, gated)
         dz = dz if dz_more is None else dz + dz_more
@@ -119,7 +122,9 @@ def _backward(ctx, dy: Tensor | None, dz_more: Tensor | None, pointwise: Any) ->
 def layer_gradients(dz, dbias, dlearned, x, weight, up_weight, learned, needs, leading) -> tuple:
     """Gradients of x, weight, up_weight, bias, up_bias and learned, from dz [M, N], or dgate|dup [M, 2N] of a gated layer."""
     n = weight.shape[0]
-    dgate, dgate_bias = (dz, dbias) if up_weight is None else (dz[:, :n], dbias[:n])
+    pair = up_weight is not None
+    dgate = dz[:, :n] if pair and any(needs[:2]) else dz  # which is empty where no matrix's gradient is wanted
+    dgate_bias = dbias[:n] if pair else dbias
     dx = dw = dup = dup_bias = None
     if needs[0]:
         dx = dz @ weight if up_weight is None else torch.addmm(dz[:, n:] @ up_weight, dgate, weight)

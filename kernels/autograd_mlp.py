@@ -14,11 +14,12 @@ from torch import Tensor
 from . import eager
 from .autograd_linear import kept_like, layer_flops, layer_forward, layer_gradients, plain_layer
 from .catalogue import ACTIVATIONS, Activation
-from .operands import Dropout, Operands, draw_seed, observed, rows_of
+from .operands import Dropout, Operands, draw_seed, observed, rows_of, saturated
 from .operators import (
     as_seen,
     by_operator,
     cast,
+    in_plain_operations,
     joined,
     launchers,
     register,
@@ -111,9 +112,9 @@ def _setup_context(ctx, inputs, output) -> None:
     kept = None if ctx.keep == "nothing" else output[1]
     # A frozen weight costs no x, unless that is where backward starts.
     keeps_x = any(ctx.needs_input_grad[1:3]) or (kept is None and any(ctx.needs_input_grad[:7]))
-    ctx.save_for_backward(
-        kept, x if keeps_x else None, weight, up_weight, bias, up_bias, learned, down_weight, down_bias, seed
-    )
+    ctx.given = [t is not None for t in (x, weight, up_weight, bias, up_bias, learned, down_weight, down_bias)]
+    biases = (bias, up_bias, down_bias) if kept is None else (None, None, None)  # from which h is computed again
+    ctx.save_for_backward(kept, x if keeps_x else None, weight, up_weight, learned, down_weight, seed, *biases)
     ctx.leading = x.shape[:-1]
 
 
@@ -124,13 +125,12 @@ def _backward(ctx, dy: Tensor | None, dkept: Tensor | None, dact: Any, again: An
     """
     if dy is None and dkept is None:
         return (None,) * 16
-    kept, *layer, down_weight, down_bias, seed = ctx.saved_tensors
-    x, weight, up_weight, bias, up_bias, learned = layer
-    given = (weight, weight, up_weight, bias, up_bias, learned, down_weight, down_bias)
-    needs, keep = wanted(ctx, [t is not None for t in given]), ctx.keep
+    kept, x, weight, up_weight, learned, down_weight, seed, bias, up_bias, down_bias = ctx.saved_tensors
+    layer = (x, weight, up_weight, bias, up_bias, learned)
+    needs, keep = wanted(ctx), ctx.keep
     if dy is None:
         dy = dkept.new_zeros(*ctx.leading, down_weight.shape[0])  # type: ignore[union-attr]
-    differentiated = torch.is_grad_enabled() or dkept is not None
+    differentiated = dkept is not None or in_plain_operations()
     if kept is None and any(needs[:7]) and differentiated:
         return *from_inputs(_unfused(ctx, seed), (*layer, down_weight, down_bias), needs, dy), *(None,) * 8
     dy = rows_of(dy.resolve_neg())  # autograd of complex numbers negates lazily, by a bit that a kernel cannot see
@@ -162,11 +162,11 @@ def _differentiable_dact(ctx, dy: Tensor, dkept: Tensor | None, kept: Tensor, le
     dh = dy @ down_weight
     if dkept is not None and ctx.keep == "output":
         dh, dkept = dh + dkept, None
-    mask = None if seed is None else _mask(ctx, seed, *dh.shape).to(dh.dtype)
-    dh = dh if mask is None else dh * mask
+    mask = None if seed is None else _mask(ctx, seed, *dh.shape)
+    dh = dh if mask is None else (dh * mask).to(dh.dtype)
     h, dz, dlearned = from_kept(dh, kept, ctx.keep, learned, act, values, gated)
     if mask is not None and ctx.keep == "input":
-        h = h * mask
+        h = (h * mask).to(h.dtype)
     dz = dz if dkept is None else dz + dkept
     return h, dz, dz.sum(0), dlearned
 
@@ -175,8 +175,9 @@ def _hidden(ctx, z: Tensor, learned, seed: Tensor | None) -> Tensor:
     """h from what was kept, where it alone is wanted of linear_dact: without that product."""
     activation, numbers, learned_at, gated = ctx.call
     act, values = ACTIVATIONS[activation], joined(numbers, learned, learned_at)
-    h = eager.apply(act.gated, values, *z.chunk(2, -1)) if gated else eager.apply(act, values, z)
-    return h if seed is None else h * _mask(ctx, seed, *h.shape).to(h.dtype)
+    wide = saturated(z).float()  # one rounding, at the end
+    h = eager.apply(act.gated, values, *wide.chunk(2, -1)) if gated else eager.apply(act, values, wide)
+    return (h if seed is None else h * _mask(ctx, seed, *h.shape)).to(z.dtype)
 
 
 def _mask(ctx, seed: Tensor, m: int, n: int) -> Tensor:
@@ -192,7 +193,7 @@ def _unfused(ctx, seed: Tensor | None):
         values = joined(numbers, learned, learned_at)
         h = hidden_layer(x, weight, up_weight, bias, up_bias, ACTIVATIONS[activation], values, gated)
         if seed is not None:
-            h = h * _mask(ctx, seed, math.prod(h.shape[:-1]), h.shape[-1]).to(h.dtype).view(h.shape)
+            h = (h * _mask(ctx, seed, math.prod(h.shape[:-1]), h.shape[-1]).view(h.shape)).to(h.dtype)
         return F.linear(h, down_weight, down_bias)
 
     return operation

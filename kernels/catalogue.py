@@ -185,11 +185,12 @@ def _register(formula: Formula, arity: int, aliases: tuple[str, ...], gated_name
 
 
 def _replaced(entry: Activation | None, formula: Formula) -> set[str]:
-    """The spellings of an entry that `formula` replaces: one defined in the same place, as by a notebook's cell that runs again."""
-    if entry is None or (entry.value.__module__, entry.value.__qualname__) != (
-        formula.__module__,
-        formula.__qualname__,
-    ):
+    """The spellings of an entry that `formula` replaces: one defined in the same place, as by a notebook's cell that runs again.
+
+    Not by a function that makes activations, of which each is another.
+    """
+    place = (formula.__module__, formula.__qualname__)
+    if entry is None or "<locals>" in place[1] or place != (entry.value.__module__, entry.value.__qualname__):
         return set()
     return {key for key, target in BY_KEY.items() if target in (entry, entry.gated)}
 

@@ -4,7 +4,9 @@ The activation is torch's own function, so gradients of every order, functorch, 
 Results have the dtype of the product: under autocast that is autocast's, as for nn.Linear.
 """
 
+import builtins
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +17,12 @@ from torch.utils.checkpoint import checkpoint
 from .catalogue import Activation
 from .vocabulary import PRIMITIVES
 
-VOCABULARY: dict[str, Callable] = {
+VOCABULARY: dict[str, Any] = {
     **{name: getattr(torch, name) for name in PRIMITIVES if name not in ("maximum", "minimum", "normal_cdf")},
     "maximum": lambda a, b: torch.maximum(torch.as_tensor(a), torch.as_tensor(b)),
     "minimum": lambda a, b: torch.minimum(torch.as_tensor(a), torch.as_tensor(b)),
     "normal_cdf": torch.special.ndtr,
+    "__builtins__": builtins,  # torch imports on the way, in the frame that calls it
 }
 """The primitives of formulas, on torch tensors."""
 
@@ -87,9 +90,12 @@ def gated_mlp(
 
 
 def recomputed(block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """block(x), of which x alone is kept for backward. torch.func's transforms have no room for checkpoints: there all is kept."""
+    """block(x), of which x alone is kept for backward. torch.func's transforms and nested tensors have no room for
+    checkpoints: there all is kept."""
     transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-    return checkpoint(block, x, use_reentrant=False) if torch.is_grad_enabled() and not transformed else block(x)
+    if not torch.is_grad_enabled() or transformed or x.is_nested:
+        return block(x)
+    return checkpoint(block, x, use_reentrant=False)
 
 
 def down(h: Tensor, weight: Tensor, bias: Tensor | None, dropout_p: float) -> Tensor:

@@ -28,6 +28,8 @@ def unserved(x: Tensor, weight: Any) -> str | None:
         return None
     if any(tensor.is_neg() for tensor in tensors):
         return "a lazily negated tensor runs plain torch operations"
+    if torch.is_grad_enabled() and any(tensor.is_inference() for tensor in tensors):
+        return "tensors made in inference mode, of which autograd keeps none, run plain torch operations"
     if torch.jit.is_tracing():
         return "torch.jit.trace runs plain torch operations"
     return None
@@ -82,9 +84,9 @@ class Operands(NamedTuple):
     dropout: Dropout | None = None
 
     def halves(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """(weight, up weight, bias, up bias), packed ones as views, biases of stride 1."""
+        """(weight, up weight, bias, up bias), packed ones as views, biases of stride 1, as they are in memory."""
         weight, up_weight = self.weight, self.up_weight
-        bias, up_bias = (None if b is None else b.contiguous() for b in (self.bias, self.up_bias))
+        bias, up_bias = (None if b is None else b.resolve_neg().contiguous() for b in (self.bias, self.up_bias))
         if self.gated and up_weight is None:
             n = weight.shape[0] // 2
             weight, up_weight = weight[:n], weight[n:]
@@ -100,6 +102,11 @@ def halves(matrix: Tensor | None, n: int, gated: bool) -> tuple[Tensor | None, T
 def rows_of(x: Tensor) -> Tensor:
     """x [..., N] as a matrix [M, N], a view where its strides allow one."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def saturated(z: Tensor) -> Tensor:
+    """What was kept of a pre-activation as backward takes it: an infinity of float16 is the largest number, as in the kernels."""
+    return z.clamp(-65504.0, 65504.0) if z.dtype == torch.float16 else z
 
 
 def packed(y: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What the autograd operations share: how torch knows the operators, what becomes of a call's tensors, what backward is asked for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -84,10 +85,12 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     Python has no way to that cache but an operation that autocast casts for. This one computes nothing, and its graph holds the copy.
     """
     cached = tensor.requires_grad and tensor.is_leaf and tensor.ndim in (1, 2) and torch.is_autocast_cache_enabled()
-    if not cached or torch.compiler.is_compiling() or observed() or torch.is_inference_mode_enabled():
+    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    if not cached or traced or torch.is_inference_mode_enabled():
         return tensor.to(dtype)
     size = tensor.shape[-1]
-    with torch.enable_grad(), saved_tensors_hooks(_itself, _itself):  # a user's hooks would give back a copy
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # a user's would give back a copy
+    with torch.enable_grad(), saved_tensors_hooks(_itself, _itself) if hooks else nullcontext():
         if tensor.ndim == 2:
             node: Any = (tensor @ tensor.new_empty(size, 0, dtype=dtype).requires_grad_()).grad_fn
             return node._saved_self
@@ -112,21 +115,27 @@ def as_seen(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     )
 
 
-def wanted(ctx: Any, given: Sequence[bool]) -> list[bool]:
-    """Which of the first inputs' gradients this backward is asked for; given: which of them are tensors, not None.
+def wanted(ctx: Any) -> list[bool]:
+    """Which of the first inputs' gradients this backward is asked for; ctx.given: which of them are tensors, not None.
 
     `torch.autograd.grad(y, [x])` and a pipeline's backward for the inputs alone have no use for dW, though the weight requires grad. The
     engine does not tell of leaves, which `as_seen` has left few of: they are taken to be wanted.
     """
-    needs = ctx.needs_input_grad[: len(given)]
+    needs = ctx.needs_input_grad[: len(ctx.given)]
     if torch.compiler.is_compiling():
         return list(needs)
     edges = iter(ctx.next_functions)
-    nodes: list[Any] = [next(edges)[0] if is_tensor else None for is_tensor in given]
+    nodes: list[Any] = [next(edges)[0] if is_tensor else None for is_tensor in ctx.given]
     return [
         need and (not node.next_functions or torch._C._will_engine_execute_node(node))
         for need, node in zip(needs, nodes, strict=True)
     ]
+
+
+def in_plain_operations() -> bool:
+    """Whether backward goes through plain torch operations: it will be differentiated, or a transform such as vmap is at work in it."""
+    transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    return torch.is_grad_enabled() or transformed
 
 
 def by_operator(dy: Tensor | None) -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import eager
 from .catalogue import Activation
-from .operands import unpacked
+from .operands import saturated, unpacked
 from .vocabulary import bind
 
 
@@ -44,7 +44,7 @@ def from_kept(
         return h, (dh * bind(formula, eager.VOCABULARY)(h, *values)).to(dh.dtype), None
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        z = kept.view_as(kept)
+        z = saturated(kept.view_as(kept))
         if learned is not None:
             view = learned.view_as(learned)
             values = tuple(view if value is learned else value for value in values)

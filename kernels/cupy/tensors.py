@@ -60,7 +60,7 @@ TORCH = launch.Library(
     pointer=Tensor.data_ptr,
     strides=lambda x: x.stride(),
     dense_rows=lambda x: x if x.stride(1) == 1 else x.contiguous(),
-    real=lambda array, like: array.float().contiguous(),
+    real=lambda array, like: array.resolve_neg().float().contiguous(),
     empty=_empty,
     on_device=_on_device,
 )

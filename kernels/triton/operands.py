@@ -16,7 +16,7 @@ from .vocabulary import device_function
 def param_arguments(values: tuple) -> tuple[tuple, tuple]:
     """(kernel arguments, PARAM_STRIDES) of an activation's parameters."""
     strides = tuple((0 if v.numel() == 1 else 1) if isinstance(v, Tensor) else None for v in values)
-    return tuple(v.contiguous() if isinstance(v, Tensor) else v for v in values), strides
+    return tuple(v.resolve_neg().contiguous() if isinstance(v, Tensor) else v for v in values), strides
 
 
 def gradients(act: Activation, values: tuple, dtype: torch.dtype, kept: str) -> dict[str, Any]:

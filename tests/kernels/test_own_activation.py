@@ -197,6 +197,22 @@ def test_a_name_from_elsewhere_is_refused(module):
     assert epilogue.resolve("cell_alias")[0] is first
 
 
+def test_a_function_that_makes_two_of_one_name_is_refused():
+    """Each is another activation: the first must not silently become the second."""
+
+    def make(factor):
+        @epilogue.activation(oracle=lambda F, x, scale: x * scale)
+        def scaled(x, scale=factor):
+            return x * scale
+
+        return scaled
+
+    first = make(2.0)
+    with pytest.raises(ValueError, match="'scaled' exists already"):
+        make(3.0)
+    assert epilogue.linear(np.ones((1, 1)), np.eye(1), activation=first) == 2.0
+
+
 def test_a_cell_that_takes_anothers_name_leaves_what_was():
     first = run_cell(2.0)
     with pytest.raises(ValueError, match="an activation called 'relu' exists already"):

@@ -75,6 +75,15 @@ def test_nested_tensors(kind, layout, device):
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("kind", [FusedMLP, FusedGatedMLP])
+def test_nested_tensors_have_nothing_to_recompute(kind, device):
+    module = kind(8, 16, activation="relu", recompute=True, device=device)
+    x = torch.nested.nested_tensor([torch.randn(n, 8, device=device) for n in (2, 5)])
+    torch.nested.to_padded_tensor(module(x), 0.0).sum().backward()
+    assert module.up.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 def test_a_nested_tensor_that_does_not_fit_is_refused(device):
     x = torch.nested.nested_tensor([torch.randn(2, 8, device=device), torch.randn(3, 8, device=device)])
     with pytest.raises(ValueError, match=r"x \[2, '\*', 8\] and weight \[16, 9\]"):

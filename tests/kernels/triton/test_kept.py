@@ -325,7 +325,9 @@ def copies(module, device):
 @pytest.mark.parametrize("kind", [FusedLinear, FusedGLU, FusedMLP, FusedGatedMLP])
 def test_autocast_casts_a_weight_once_in_its_region(kind, device):
     module = kind(16, 48, bias=True, device=device)
-    assert copies(module, device) == 2 * sum(p.numel() for p in module.parameters())
+    assert copies(module, device) == 2 * sum(
+        p.numel() for p in module.parameters() if p.ndim == 2
+    )  # biases are not kept
 
 
 def test_autocasts_copies_are_its_own(device):
@@ -353,3 +355,102 @@ def test_kept_counts_nothing_twice_under_autocast(device):
     x = torch.randn(3, 16, device=device)
     with torch.autocast(device, torch.bfloat16):
         assert ("bfloat16", 3, 24) in kept(lambda: layer(x), *layer.parameters())
+
+
+# --- what a review found
+
+
+@pytest.mark.parametrize("wanted", ["bias", "both biases", "bias and slope"])
+@pytest.mark.parametrize("op", ["glu", "glu packed"])
+def test_gradients_of_vectors_alone(op, wanted, rng, device):
+    """No gradient of a matrix is wanted, and so no dz."""
+    args = checks.each(lambda a: torch.tensor(a, dtype=torch.float32, device=device), checks.arguments(op, rng))
+    bias = args["bias"] if op == "glu" else (args["bias"],)
+    slope = torch.tensor(0.3, device=device)
+    leaves = [*(bias if "both" in wanted else bias[:1]), *([slope] if "slope" in wanted else [])]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    entry = ACTIVATIONS["prelu"]
+    actual = torch.autograd.grad(fused(op, args, entry, (slope,)).sum(), leaves)
+    expected = torch.autograd.grad(checks.unfused(op, args, entry, (slope,)).sum(), leaves)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["create_graph", "down alone", "both"])
+@pytest.mark.parametrize("activation", ["silu", "gelu", "softsign", "identity"])
+def test_float16s_kept_z_is_saturated_on_every_way(activation, how, device):
+    x = torch.full((2, 16), 100.0, dtype=torch.float16, device=device, requires_grad=True)
+    gate, up = (torch.full((24, 16), value, dtype=torch.float16, device=device) for value in (50.0, 2e-6))
+    down = torch.full((3, 24), 1e-3, dtype=torch.float16, device=device, requires_grad=True)
+    wanted = {"create_graph": [x], "down alone": [down], "both": [x, down]}[how]
+    y = epilogue.gated_mlp(x, gate, up, down, activation=activation)
+    found = torch.autograd.grad(y.sum(), wanted, create_graph=how == "create_graph")
+    assert y.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in found)
+
+
+def test_a_bias_may_change_between_forward_and_backward(device):
+    """As a step of an optimizer between two backward passes does; stock keeps no bias."""
+    for kind in (FusedLinear, FusedGLU, FusedMLP, FusedGatedMLP):
+        module = kind(16, 24, bias=True, device=device)
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_("bias" in name)
+        y = module(torch.randn(5, 16, device=device))
+        with torch.no_grad():
+            for parameter in module.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(1.0)
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("kernel", ["fused", "unfused"])
+def test_lazily_negated_vectors(kernel, device):
+    x, weight = torch.randn(4, 16, device=device), torch.randn(16, 16, device=device)
+    vector = torch._neg_view(torch.rand(16, device=device))
+    calls = {
+        "bias": ({"bias": vector}, lambda v: torch.tanh(F.linear(x, weight, v)), "tanh"),
+        "slope": ({"slope": vector}, lambda v: F.prelu(F.linear(x, weight), v), "prelu"),
+    }
+    for arguments, stock, activation in calls.values():
+        actual = epilogue.linear(x, weight, activation=activation, **arguments)
+        torch.testing.assert_close(actual, stock(vector.resolve_neg()), rtol=1e-4, atol=1e-5)
+    mlp = epilogue.mlp(x, weight, weight, vector, vector, "tanh")
+    expected = F.linear(torch.tanh(F.linear(x, weight, vector)), weight, vector)
+    torch.testing.assert_close(mlp, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_parameters_made_in_inference_mode_learn_as_torchs_do(device):
+    """The bias does; of the weight autograd takes no view."""
+    with torch.inference_mode():
+        layer = FusedLinear(16, 24, device=device)
+    x = torch.randn(5, 16, device=device)
+    (actual,) = torch.autograd.grad(layer(x).sum(), layer.bias)
+    (expected,) = torch.autograd.grad(F.gelu(F.linear(x, layer.weight, layer.bias)).sum(), layer.bias)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_autocast_where_hooks_are_forbidden(device):
+    layer, x = FusedLinear(16, 24, device=device), torch.randn(5, 16, device=device)
+    with torch.autograd.graph.disable_saved_tensors_hooks("none here"), torch.autocast(device, torch.bfloat16):
+        layer(x).float().sum().backward()
+    assert layer.weight.grad is not None
+
+
+@pytest.mark.parametrize("kind", [FusedMLP, FusedGatedMLP])
+def test_autocast_casts_once_under_a_default_device(kind, device):
+    module = kind(16, 48, bias=True, device=device)
+    with torch.device(device):
+        assert copies(module, device) == 2 * sum(p.numel() for p in module.parameters() if p.ndim == 2)
+
+
+def test_dropout_rounds_once_whatever_is_asked(device):
+    """The gradient of the down weight alone is that beside all others."""
+    module = FusedMLP(64, 256, dropout=0.3, dtype=torch.bfloat16, device=device)
+    x = torch.randn(32, 64, dtype=torch.bfloat16, device=device, requires_grad=True)
+    y = module(x)
+    dy = torch.randn_like(y)
+    everything = [module.down.weight, x, *module.up.parameters()]
+    whole = torch.autograd.grad(y, everything, dy, retain_graph=True)[0].double()
+    alone = torch.autograd.grad(y, module.down.weight, dy)[0].double()
+    assert (alone - whole).norm() <= 2e-3 * whole.norm()

@@ -29,7 +29,8 @@ class Unfused(nn.Module):
 
     def __init__(self, module):
         super().__init__()
-        self.module, self.act = module, module.activation.oracle
+        self.module = module
+        self.act = lambda F, z: module.activation.oracle(F, z, *module.activation_params().values())
 
     def forward(self, x):
         m = self.module
@@ -187,6 +188,35 @@ def test_forward_mode(blocks, compiled):
     call = torch.compile(derivative, backend="aot_eager") if compiled else derivative
     assert_close([call(module, x, tangent)], [derivative(unfused, x, tangent)])
     torch._dynamo.reset()
+
+
+def test_vmap_over_backward(blocks):
+    module, unfused, x = blocks
+    x = x.requires_grad_()
+    inputs = [x, *module.parameters()]
+    results = []
+    for block in (module, unfused):
+        y = block(x)
+        dys = torch.randn(3, *y.shape, generator=torch.Generator().manual_seed(1)).to(x.device)
+        results.append(torch.func.vmap(lambda dy, y=y: torch.autograd.grad(y, inputs, dy, retain_graph=True))(dys))
+    assert_close(*results)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "tanh"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mode_sees_second_derivatives(kind, activation, device):
+    module = kind(16, 24, activation=activation, device=device)
+    x = torch.randn(5, 16, device=device, requires_grad=True)
+
+    class Passing(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    with Passing():
+        (first,) = torch.autograd.grad(module(x).square().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), x)
+    (expected,) = torch.autograd.grad(Unfused(module)(x).square().sum(), x, create_graph=True)
+    assert_close([first, second], [expected, torch.autograd.grad(expected.square().sum(), x)[0]])
 
 
 @pytest.mark.filterwarnings(
