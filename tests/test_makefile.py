@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is n
 def planned(folder, *arguments):
     """The commands that make would run in a folder of the Makefile alone."""
     shutil.copy(Path(__file__).parent.parent / "Makefile", folder)
-    command = ["make", "--dry-run", "PYTHON=/its/own/python", *arguments]
+    command = ["make", "--dry-run", "--no-print-directory", "PYTHON=/its/own/python", *arguments]
     return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.splitlines()
 
 

@@ -91,12 +91,13 @@ def test_every_operation(op, bias, sizes, rows, device, rng):
 @pytest.mark.parametrize("name", ["relu", "gelu_tanh"])
 @pytest.mark.parametrize("op", ["linear", "mlp"])
 def test_by_cublaslt(op, name, bias, dtype, sizes, device, rng, taken):
-    """The epilogues that cuBLASLt has are its own where nvmath-python is: gelu_tanh's derivative where z needs no filling up."""
+    """The epilogues that cuBLASLt has are its own where nvmath-python is: gelu_tanh's derivative where z needs no filling up, and is no
+    float16, which may have overflowed."""
     compare(op, *draw(op, rng, dtype, device, sizes=sizes, bias=bias), ACTIVATIONS[name], ())
     if not GPU:
         end, summed = ("_BIAS", "_BGRAD") if bias else ("", "")
         backward = [f"DGELU{summed}"] if op == "mlp" else []
-        trains = [f"GELU_AUX{end}", *backward] if sizes[1] % 8 == 0 else []
+        trains = [f"GELU_AUX{end}", *backward] if sizes[1] % 8 == 0 and dtype != torch.float16 else []
         assert taken == (trains if name == "gelu_tanh" else [f"RELU{end}"])
 
 
@@ -121,7 +122,7 @@ def test_what_cublaslt_has_no_epilogue_for(op, name, options, expected, device, 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
 def test_frozen_by_cublaslt(name, dropout_p, wanted, device, rng, taken):
     """A dropout and relu's signs are the kernels', and h is not computed again where nobody asks for it."""
-    args, dy = draw("mlp", rng, torch.float16, device, sizes=(16, 24, 8))
+    args, dy = draw("mlp", rng, torch.bfloat16, device, sizes=(16, 24, 8))
     options = {"dropout_p": dropout_p} if dropout_p else {}
 
     def gradients():
@@ -144,7 +145,7 @@ def test_frozen_by_cublaslt(name, dropout_p, wanted, device, rng, taken):
         patch.setattr(epilogues, "served", lambda *what, **more: False)
         expected = gradients()
     for actual, wanted_grad in zip(found, expected, strict=True):
-        torch.testing.assert_close(actual, wanted_grad, rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(actual, wanted_grad, rtol=2e-2, atol=2e-2)
 
 
 def test_operands_of_any_layout_by_cublaslt(device, rng, taken):

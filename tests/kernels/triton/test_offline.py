@@ -66,12 +66,18 @@ def test_a_graph_made_on_a_gpu_runs_on_the_cpu():
     from epilogue import autograd  # noqa: F401  registers it
 
     x, weight, bias = torch.randn(2, 3, 8), torch.randn(12, 8), torch.randn(12)
-    y, z = torch.ops.epilogue.linear_fwd(x, weight, None, bias, None, None, "silu", [], -1, True, "input", "triton")
+    y, z = torch.ops.epilogue.linear_fwd(
+        x, weight, None, bias, None, None, None, "silu", [], -1, True, 0.0, "input", "triton"
+    )
     torch.testing.assert_close(z, linear(x, weight, bias).flatten(0, 1))
     torch.testing.assert_close(y.flatten(0, 1), silu(z[:, :6]) * z[:, 6:])
     down = torch.randn(5, 6)
     call = (x, weight, None, bias, None, None, down, None, None, "silu", [], -1, True, 0.0)
     y_mlp, _ = torch.ops.epilogue.mlp_fwd(*call, "nothing", "triton")
     torch.testing.assert_close(y_mlp, linear(y, down))
+    y_mlp, kept = torch.ops.epilogue.mlp_fwd(*call, "input", "triton")
+    torch.testing.assert_close(y_mlp, linear(y, down))
+    torch.testing.assert_close(kept, z)
+    seeded = (*call[:8], torch.zeros(1, dtype=torch.int64), *call[9:-1], 0.5)
     with pytest.raises(NotImplementedError, match="export it in eval mode"):
-        torch.ops.epilogue.mlp_fwd(*call, "input", "triton")
+        torch.ops.epilogue.mlp_fwd(*seeded, "input", "triton")

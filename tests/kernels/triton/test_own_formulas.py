@@ -15,6 +15,7 @@ from triton.compiler import ASTSource
 import epilogue
 from epilogue.catalogue import formulas
 from epilogue.triton import INTERPRET
+from epilogue.triton.configs import OPTIONS
 from epilogue.triton.vocabulary import device_function
 from epilogue.vocabulary import exp, sigmoid, tanh, where
 
@@ -57,7 +58,7 @@ def ptx(first, second):
     constants = {"first": first, "second": second, "BLOCK": 128}
     signature = {"x_ptr": "*fp32", "y_ptr": "*fp32", "scale": "fp32", **dict.fromkeys(constants, "constexpr")}
     source = ASTSource(both_kernel, signature, constants)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=OPTIONS).asm["ptx"]
 
 
 compiles = pytest.mark.skipif(INTERPRET, reason="Triton compiles nothing while it interprets")
