@@ -182,7 +182,7 @@ def _hidden(ctx, z: Tensor, learned, seed: Tensor | None) -> Tensor:
 
 def _mask(ctx, seed: Tensor, m: int, n: int) -> Tensor:
     """The factors of forward's dropout [m, n], float32."""
-    return launchers(ctx.backend).dropout_mask(Dropout(ctx.dropout_p, seed), m, n)
+    return torch.ops.epilogue.dropout_mask(seed, ctx.dropout_p, m, n, ctx.backend)
 
 
 def _unfused(ctx, seed: Tensor | None):
@@ -278,3 +278,9 @@ register(
     "int learned_at, bool gated, float dropout_p, str keep, bool[] needs, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     _dact, _fake_dact, lambda dy, down_weight, *others, **more: layer_flops(dy, down_weight, None),
 )  # fmt: skip
+register(
+    "dropout_mask(Tensor seed, float dropout_p, int m, int n, str backend) -> Tensor",
+    lambda seed, dropout_p, m, n, backend: launchers(backend).dropout_mask(Dropout(dropout_p, seed), m, n),
+    lambda seed, dropout_p, m, n, backend: seed.new_empty(m, n, dtype=torch.float32),
+    lambda *shapes, **more: 0,
+)

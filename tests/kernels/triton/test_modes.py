@@ -152,6 +152,24 @@ def test_make_fx_records_the_kernels(blocks, how):
     assert_close([results] if how == "inference" else results, expected)
 
 
+@pytest.mark.parametrize("kind", [FusedMLP, FusedGatedMLP])
+def test_make_fx_records_a_dropouts_mask(kind, device):
+    """Of second derivatives, whose plain operations take it from a kernel."""
+    module = kind(16, 24, dropout=0.4, device=device)
+
+    def penalty(x):
+        x = x.detach().requires_grad_()
+        torch.manual_seed(1)
+        (first,) = torch.autograd.grad(module(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), x)[0]
+
+    x = torch.randn(12, 16, device=device)
+    graph = make_fx(penalty)(x)
+    assert "dropout_mask" in graph.code
+    torch.manual_seed(1)
+    assert_close([graph(x)], [penalty(x)])
+
+
 TRANSFORMS = {
     "grad": lambda f, x, t: torch.func.grad(lambda x: f(x).square().sum())(x),
     "vjp": lambda f, x, t: torch.func.vjp(f, x)[1](torch.ones_like(f(x)))[0],
