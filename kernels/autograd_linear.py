@@ -93,6 +93,7 @@ def _backward(ctx, dy: Tensor | None, dz_more: Tensor | None, pointwise: Any) ->
 
     dz_more: the gradient of the z that forward returned, which second derivatives bring.
     """
+    dz_more = dz_more if ctx.keep == "input" else None  # else of an empty tensor
     if dy is None and dz_more is None:
         return (None,) * 14
     saved, x, weight, up_weight, learned, bias, up_bias = ctx.saved_tensors
@@ -156,19 +157,23 @@ def _plain_forward(
     x, weight, up_weight, bias, up_bias, learned, seed, activation, numbers, learned_at, gated, dropout_p, keep, backend
 ) -> tuple[Tensor, Tensor]:
     """`layer_forward` in plain torch operations."""
-    assert seed is None
     act, values = ACTIVATIONS[activation], joined(numbers, learned, learned_at)
-    return plain_layer(Operands(x, weight, up_weight, bias, up_bias, act, values, gated), keep)
+    dropout = None if seed is None else Dropout(dropout_p, seed)
+    return plain_layer(Operands(x, weight, up_weight, bias, up_bias, act, values, gated, dropout), keep, backend)
 
 
-def plain_layer(operands: Operands, keep: str) -> tuple[Tensor, Tensor]:
-    """(h [..., N], what `keep` says of the layer, empty for "nothing" and "output"), in plain torch operations and without dropout."""
+def plain_layer(operands: Operands, keep: str, backend: str) -> tuple[Tensor, Tensor]:
+    """(h [..., N], what `keep` says of the layer, empty for "nothing" and "output"), in plain torch operations but for a dropout's mask."""
     x, act = operands.x, operands.act
     weight, up_weight, bias, up_bias = operands.halves()
     z = [F.linear(x, weight, bias)] + ([] if up_weight is None else [F.linear(x, up_weight, up_bias)])
     h = eager.apply(act.gated if operands.gated else act, operands.values, *z)
-    if keep == "sign":
-        return h, packed(rows_of(h))
+    signs = packed(rows_of(h)) if keep == "sign" else None
+    if operands.dropout:
+        p, seed = operands.dropout
+        h = (h * torch.ops.epilogue.dropout_mask(seed, p, *rows_of(h).shape, backend).view(h.shape)).to(h.dtype)
+    if signs is not None:
+        return h, signs
     return h, rows_of(torch.cat(z, -1)) if keep == "input" else x.new_empty(0)
 
 

@@ -123,6 +123,7 @@ def _backward(ctx, dy: Tensor | None, dkept: Tensor | None, dact: Any, again: An
 
     dkept: the gradient of what forward kept, which second derivatives bring.
     """
+    dkept = dkept if ctx.keep in ("input", "output") else None  # else of an empty tensor
     if dy is None and dkept is None:
         return (None,) * 16
     kept, x, weight, up_weight, learned, down_weight, seed, bias, up_bias, down_bias = ctx.saved_tensors
@@ -215,14 +216,11 @@ def _plain_forward(
     x, weight, up_weight, bias, up_bias, learned, down_weight, down_bias, seed, activation, numbers, learned_at, gated,
     dropout_p, keep, backend,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`_forward` in plain torch operations, which cannot draw the kernels' dropout."""
-    if seed is not None:
-        raise NotImplementedError(
-            "epilogue::mlp_fwd drops out on CUDA tensors alone; export it in eval mode, or without dropout"
-        )
+    """`_forward` in plain torch operations but for a dropout's mask, which only the kernels draw."""
     values = joined(numbers, learned, learned_at)
-    operands = Operands(x, weight, up_weight, bias, up_bias, ACTIVATIONS[activation], values, gated)
-    h, kept = plain_layer(operands, keep)
+    dropout = None if seed is None else Dropout(dropout_p, seed)
+    operands = Operands(x, weight, up_weight, bias, up_bias, ACTIVATIONS[activation], values, gated, dropout)
+    h, kept = plain_layer(operands, keep, backend)
     return F.linear(h, down_weight, down_bias), rows_of(h) if keep == "output" else kept
 
 

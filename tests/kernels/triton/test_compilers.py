@@ -22,14 +22,14 @@ def test_opcheck_linear(form, save, device):
     x, weight, bias = tensor(2, 6, 8, device=device), tensor(12, 8, device=device), tensor(12, device=device)
     up = [tensor(12, 8, device=device), bias, tensor(12, device=device)]
     arguments = {
-        "linear": (x, weight, None, bias, None, None, "gelu", [], -1, False),
-        "output": (x, weight, None, bias, None, None, "leaky_relu", [0.1], -1, False),
-        "packed": (x, weight, None, bias, None, None, "silu", [], -1, True),
-        "pair": (x, weight, *up, None, "maxout", [], -1, True),
-        "learned": (x, weight, *NONE, tensor(12, device=device), "prelu", [0.0], 0, False),
+        "linear": (x, weight, None, bias, *NONE[:3], "gelu", [], -1, False),
+        "output": (x, weight, None, bias, *NONE[:3], "leaky_relu", [0.1], -1, False),
+        "packed": (x, weight, None, bias, *NONE[:3], "silu", [], -1, True),
+        "pair": (x, weight, *up, *NONE[:2], "maxout", [], -1, True),
+        "learned": (x, weight, *NONE, tensor(12, device=device), None, "prelu", [0.0], 0, False),
     }[form]
     keep = ("output" if form == "output" else "input") if save else "nothing"
-    torch.library.opcheck(torch.ops.epilogue.linear_fwd.default, (*arguments, keep, "triton"))
+    torch.library.opcheck(torch.ops.epilogue.linear_fwd.default, (*arguments, 0.0, keep, "triton"))
 
 
 @pytest.mark.parametrize("needs", [[True, True, True], [True, False, False], [False, True, False]])
@@ -39,7 +39,7 @@ def test_opcheck_linear_backward(gated, needs, device):
         t.detach() for t in (tensor(6, 8, device=device), tensor(6, 8 << gated, device=device), tensor(device=device))
     )
     torch.library.opcheck(
-        torch.ops.epilogue.linear_bwd.default, (dy, saved, beta, "swish", [0.0], 0, gated, needs, "triton")
+        torch.ops.epilogue.linear_bwd.default, (dy, saved, beta, "swish", [0.0], 0, gated, "input", needs, "triton")
     )
 
 
@@ -167,7 +167,7 @@ def test_export(kind, device):
     module = kind(8, 16).to(device)
     x = torch.randn(4, 8, device=device)
     batch = torch.export.Dim("batch", min=2)
-    program = torch.export.export(module, (x,), dynamic_shapes={"x": {0: batch}})
+    program = torch.export.export(module, (x,), dynamic_shapes={"input": {0: batch}})
     assert any("epilogue" in str(node.target) for node in program.graph.nodes)
     larger = torch.randn(7, 8, device=device)
     torch.testing.assert_close(program.module()(larger), module(larger))
