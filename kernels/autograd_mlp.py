@@ -99,7 +99,9 @@ def _forward(
     act, values = ACTIVATIONS[activation], joined(numbers, learned, learned_at)
     operands = Operands(x, weight, up_weight, bias, up_bias, act, values, gated, dropout)
     h, kept = launchers(backend).linear_fwd(operands, keep)
-    y = F.linear(h, down_weight, down_bias)
+    y = F.linear(rows_of(h), down_weight, down_bias)
+    # No view, as F.linear's own result may be with a bias: autograd forbids writing into views that a function returns beside others.
+    y = torch.ops.aten._unsafe_view.default(y, (*x.shape[:-1], y.shape[-1]))
     if keep == "output":
         return y, rows_of(h)
     return y, x.new_empty(0) if kept is None else kept

@@ -26,6 +26,7 @@ if not INTERPRET and not torch.cuda.is_available():
         "test_mlp.py",
         "test_tuning.py",
         "test_fuse.py",
+        "test_fuse_sound_interpreted.py",
     ]
 
 
