@@ -71,8 +71,11 @@ def check_layer(op: str, x, weight_name: str, weight, bias_name: str, bias) -> N
         )
 
 
-def fit(x, weight, bias) -> bool:
-    """Whether these are tensors without a fault: the cheap test in front of the checks, whose cost a 4x8 call would feel."""
+def fit(x, weight, bias, hidden: int | None = None) -> bool:
+    """Whether these are tensors without a fault: the cheap test in front of the checks, whose cost a 4x8 call would feel.
+
+    hidden: the number of features that the weight multiplies, where they are not those of x.
+    """
     try:
         dtype, device, (features, k) = x.dtype, x.device, weight.shape
         return (
@@ -80,7 +83,7 @@ def fit(x, weight, bias) -> bool:
             and dtype.is_floating_point
             and dtype.itemsize > 1
             and device == weight.device
-            and x.shape[-1] == k
+            and (x.shape[-1] if hidden is None else hidden) == k
             and (bias is None or (bias.dtype is dtype and bias.device == device and bias.shape == (features,)))
         )
     except (AttributeError, IndexError, ValueError, RuntimeError):

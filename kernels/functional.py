@@ -106,8 +106,9 @@ def mlp(
             **params,
         )
     act, values = resolve_call("mlp", activation, params, False)
-    check_layer("mlp", x, "up_weight", up_weight, "up_bias", up_bias)
-    check_down("mlp", x, up_weight.shape[0], down_weight, down_bias)
+    if not fit(x, up_weight, up_bias) or not fit(x, down_weight, down_bias, up_weight.shape[0]):
+        check_layer("mlp", x, "up_weight", up_weight, "up_bias", up_bias)
+        check_down("mlp", x, up_weight.shape[0], down_weight, down_bias)
     check_values("mlp", x, act, values, up_weight.shape[0])
     options = _training("mlp", x, dropout_p, training, recompute)
     backend = _backend(x, (up_weight, down_weight))
@@ -143,14 +144,24 @@ def gated_mlp(
             **params,
         )
     act, values = resolve_call("gated_mlp", activation, params, True)
-    features = check_gated("gated_mlp", x, gate_weight, up_weight, gate_bias, up_bias)
-    check_down("gated_mlp", x, features, down_weight, down_bias)
+    if up_weight is not None and _fit_pair(x, (gate_weight, up_weight), (gate_bias, up_bias)):
+        features = gate_weight.shape[0]
+    else:
+        features = check_gated("gated_mlp", x, gate_weight, up_weight, gate_bias, up_bias)
+    if not fit(x, down_weight, down_bias, features):
+        check_down("gated_mlp", x, features, down_weight, down_bias)
     check_values("gated_mlp", x, act, values, features)
     options = _training("gated_mlp", x, dropout_p, training, recompute)
     weights = (gate_weight, down_weight) if up_weight is None else (gate_weight, up_weight, down_weight)
     return _backend(x, weights).gated_mlp(
         x, gate_weight, up_weight, down_weight, gate_bias, up_bias, down_bias, act, values, **options
     )
+
+
+def _fit_pair(x, weights: tuple, biases: tuple) -> bool:
+    """`fit` of gate and up."""
+    alike = (biases[0] is None) == (biases[1] is None)
+    return alike and all(map(fit, (x, x), weights, biases)) and weights[0].shape == weights[1].shape
 
 
 def _record(operation, activation: Any, x, *arrays, **options):
@@ -162,6 +173,8 @@ def _record(operation, activation: Any, x, *arrays, **options):
 
 def _training(op: str, x, dropout_p: float, training: bool, recompute: bool) -> dict[str, Any]:
     """What of this a backend must know; NumPy's and CuPy's have no autograd, and keep nothing anyway."""
+    if type(dropout_p) is float and not dropout_p and training is False and recompute is False:
+        return {}  # the short way for what most calls say
     check_dropout(op, x, dropout_p, training)
     check_flag(f"{op}: recompute", recompute)
     options: dict[str, Any] = {"dropout_p": dropout_p} if training and dropout_p else {}
