@@ -11,7 +11,7 @@ from epilogue.eager import apply, recomputed
 from epilogue.functional import gated_mlp, mlp
 
 from .activated import Activated
-from .plain import plain
+from .plain import parameters_of
 
 
 class FusedMLP(Activated):
@@ -55,9 +55,10 @@ class FusedMLP(Activated):
 
     def forward(self, input: Tensor) -> Tensor:
         up, down, params = self.up, self.down, self.activation_params()
-        if plain(up, nn.Linear) and plain(down, nn.Linear):
+        read_up, read_down = parameters_of(up), parameters_of(down)
+        if read_up and read_down:
             return mlp(
-                input, up.weight, down.weight, up.bias, down.bias,
+                input, read_up[0], read_down[0], read_up[1], read_down[1],
                 self.activation, self.dropout, self.training, self.recompute, **params,
             )  # fmt: skip
         return _as_modules(self, lambda x: apply(self.activation, tuple(params.values()), up(x)), input)
@@ -102,9 +103,10 @@ class FusedGatedMLP(Activated):
 
     def forward(self, input: Tensor) -> Tensor:
         gate, up, down, params = self.gate, self.up, self.down, self.activation_params()
-        if all(plain(child, nn.Linear) for child in (gate, up, down)):
+        read_gate, read_up, read_down = parameters_of(gate), parameters_of(up), parameters_of(down)
+        if read_gate and read_up and read_down:
             return gated_mlp(
-                input, gate.weight, up.weight, down.weight, gate.bias, up.bias, down.bias,
+                input, read_gate[0], read_up[0], read_down[0], read_gate[1], read_up[1], read_down[1],
                 self.activation, self.dropout, self.training, self.recompute, **params,
             )  # fmt: skip
         return _as_modules(self, lambda x: apply(self.activation.gated, tuple(params.values()), gate(x), up(x)), input)

@@ -11,7 +11,8 @@ pytest.importorskip("tqdm")
 pytest.importorskip("matplotlib")
 from epilogue.benchmarks import demo, side_by_side
 from epilogue.benchmarks.language_models import Size
-from epilogue.nn import fuse, fused
+from epilogue.nn import fuse, sites
+from epilogue.nn.remade import is_remade
 
 transformers = pytest.importorskip("transformers")
 demo_models = pytest.importorskip("epilogue.benchmarks.demo_models")
@@ -54,16 +55,16 @@ def test_the_bert_learns_the_masked_bytes():
     [("llama", "gated_mlp", 2), ("bert", "linear", 3)],  # the BERT's head has one too
 )
 def test_both_train_alike_and_the_fused_one_runs_fused(name, operation, calls, monkeypatch, capsys, device):
-    dtypes, original = [], getattr(fused, operation)
+    dtypes, original = [], getattr(sites, operation)
     monkeypatch.setattr(
-        fused, operation, lambda x, *args, **kwargs: dtypes.append(x.dtype) or original(x, *args, **kwargs)
+        sites, operation, lambda x, *args, **kwargs: dtypes.append(x.dtype) or original(x, *args, **kwargs)
     )
     training = demo_models.run(name, torch.device(device), False, None)
     # The trials are in float64; the bytes are counted in a step of their own.
     assert dtypes.count(torch.float32) == calls * (SMALL.steps + 1)
     assert training.broken == []
     assert training.stock.losses[0] == pytest.approx(math.log(256), rel=0.1)  # it knows nothing yet
-    assert not any(fused.is_fused(module) for module in training.stock.model.modules())
+    assert not any(is_remade(module) for module in training.stock.model.modules())
     printed = capsys.readouterr().out
     assert f"fuse(model): {calls} fused, 0 refused" in printed
     assert f"{SMALL.steps} steps of 4 x 16 bytes" in printed
@@ -71,16 +72,16 @@ def test_both_train_alike_and_the_fused_one_runs_fused(name, operation, calls, m
 
 @pytest.mark.usefixtures("small")
 def test_a_wrong_operation_is_found(monkeypatch, tmp_path, capsys):
-    original = fused.gated_mlp
+    original = sites.gated_mlp
     monkeypatch.setattr(demo_models, "fuse", functools.partial(fuse, verify=False))
-    monkeypatch.setattr(fused, "gated_mlp", lambda *args, **kwargs: 1.01 * original(*args, **kwargs))
+    monkeypatch.setattr(sites, "gated_mlp", lambda *args, **kwargs: 1.01 * original(*args, **kwargs))
     assert demo.main("llama", interpret=False, steps=None, out=tmp_path, device="cpu") == 1
     assert "FAILED: the loss curves differ by" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("small")
 def test_a_model_in_which_nothing_is_fused_shows_nothing(monkeypatch):
-    monkeypatch.setattr(demo_models, "fuse", functools.partial(fuse, include="nothing"))
+    monkeypatch.setattr(demo_models, "fuse", functools.partial(fuse, exclude="*"))
     assert demo_models.run("llama", CPU, False, 1).broken == ["fuse found nothing in the model"]
 
 

@@ -112,19 +112,19 @@ BLOCKS = {
     "plain": (Plain, "plain", "gelu"),
     "plain, partial": (lambda: Plain(functools.partial(F.leaky_relu, negative_slope=0.3)), "plain", "leaky_relu"),
     "plain, no dropout": (lambda: Plain(nn.ELU(0.5), 0.0, 0.0), "plain", "elu"),
-    "layer": (Layer, "linear + activation", "relu"),
-    "layer, module": (lambda: Layer(nn.Mish()), "linear + activation", "mish"),
+    "layer": (Layer, "plain", "relu"),
+    "layer, module": (lambda: Layer(nn.Mish()), "plain", "mish"),
     "dense": (Dense, "linear + activation", "tanh"),
     "sequential": (sequential, "sequential", "relu, leaky_relu"),
     "sequential of a class": (VisionMLP, "sequential", "gelu"),
     "one activation for several": (Stacked, "linear + activation", "relu"),
-    "encoder layer": (lambda: nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), "linear + activation", "relu"),
+    "encoder layer": (lambda: nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), "plain", "relu"),
     "encoder layer, gelu": (
         lambda: nn.TransformerEncoderLayer(8, 2, 12, activation="gelu"),
-        "linear + activation",
+        "plain",
         "gelu",
     ),
-    "decoder layer": (lambda: nn.TransformerDecoderLayer(8, 2, 12), "linear + activation", "relu"),
+    "decoder layer": (lambda: nn.TransformerDecoderLayer(8, 2, 12), "plain", "relu"),
 }
 
 

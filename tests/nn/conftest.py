@@ -2,19 +2,19 @@
 
 import pytest
 
-from epilogue.nn import fused
+from epilogue.nn import sites
 
 
 @pytest.fixture
 def counted(monkeypatch):
     """The fused operations that ran."""
     names = []
-    for name in ("linear", "mlp", "gated_mlp"):
-        operation = getattr(fused, name)
+    for name in ("linear", "glu", "mlp", "gated_mlp"):
+        operation = getattr(sites, name)
 
         def run(*args, name=name, operation=operation, **kwargs):
             names.append(name)
             return operation(*args, **kwargs)
 
-        monkeypatch.setattr(fused, name, run)
+        monkeypatch.setattr(sites, name, run)
     return names

@@ -1,4 +1,4 @@
-"""What `fuse` refuses and why, and what it takes of a block that is no MLP."""
+"""What `fuse` refuses and why, and what it takes of a block that is more than an MLP."""
 
 import logging
 import re
@@ -8,7 +8,22 @@ import torch
 from torch import nn
 
 from blocks import Dense, Gated, Packed, Plain
+from epilogue.catalogue import ACTIVATIONS
 from epilogue.nn import fuse, surgery, trial
+
+OWN = """
+from epilogue import activation, derivative_of
+from epilogue.vocabulary import tanh
+
+@activation(oracle=lambda F, x: x * x.tanh())
+def x_tanh_for_fuse(x):
+    return x * tanh(x)
+
+@derivative_of(x_tanh_for_fuse)
+def x_tanh_for_fuse_grad(x):
+    t = tanh(x)
+    return t + x * (1.0 - t * t)
+"""
 
 
 class Residual(Plain):
@@ -68,22 +83,34 @@ class Experts(nn.Module):
         return torch.bmm(torch.bmm(x, self.up).relu(), self.down)
 
 
-class Untrainable(Gated):
+class Unknown(Plain):
+    """With an activation that the catalogue has not."""
+
+    def __init__(self):
+        super().__init__(nn.Softmax(-1))
+
     def forward(self, x):
-        if self.training:
-            raise ValueError("for inference alone")
-        return super().forward(x)
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class Generator(Gated):
+    def forward(self, x):
+        yield self.down_proj(self.act_fn(self.two(x)) * self.one(x))
+
+
+class InALambda(Gated):
+    def forward(self, x):
+        hidden = lambda x: self.act_fn(self.two(x)) * self.one(x)  # noqa: E731
+        return self.down_proj(hidden(x))
 
 
 @pytest.mark.parametrize(
     ("cls", "reason"),
     [
-        (UsedTwice, "it computes something else, differing by"),
-        (Untrainable, "it cannot be called: ValueError: for inference alone"),
-        (Clamped, "it computes something else, the nearest differs by"),
-        (Normed, r"it also holds norm \(LayerNorm\)"),
-        (Scaled, "it computes something else, the nearest differs by 9.9e-03"),
-        (Needy, "its forward takes 2 arguments, not hidden states alone"),
+        (Clamped, r"between its layers stands `self.act_fn\(self.two\(x\).clamp\(max=10.0\)\) \* self.one\(x\)`"),
+        (Unknown, r"`self.activation\(self.fc1\(x\)\)` is no activation of the catalogue"),
+        (Generator, "its forward cannot be read: it is a generator"),
+        (InALambda, r"`self.act_fn\(self.two\(x\)\) \* self.one\(x\)` is in a lambda, which has a scope of its own"),
         (Experts, "three axes"),
     ],
 )
@@ -101,6 +128,60 @@ def test_what_is_refused(cls, reason, caplog):
     assert type(module["mlp"]) is cls
 
 
+@pytest.mark.parametrize(
+    ("cls", "pattern"),
+    [(Normed, "glu"), (Scaled, "gated"), (Needy, "gated"), (Residual, "plain"), (Mixer, "plain")],
+)
+def test_what_stands_around_stays(cls, pattern):
+    module, x = cls().double().eval(), torch.randn(2, 8, 8, dtype=torch.float64)
+    args = (x, torch.randn(8, dtype=torch.float64)) if cls is Needy else (x,)
+    expected = module(*args)
+    assert [row.pattern for row in fuse(module).fused] == [pattern]
+    torch.testing.assert_close(module(*args), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_result_that_is_used_twice():
+    report = fuse(UsedTwice())
+    assert not report.fused
+    assert [row.reason for row in report.refused] == ["`self.activation(z)` needs what is used elsewhere, too"]
+
+
+def test_an_activation_of_ones_own_is_seen_once_the_catalogue_has_it():
+    class XTanh(nn.Module):
+        def forward(self, x):
+            return x * torch.tanh(x)
+
+    assert not fuse(Plain(XTanh())).fused
+    before = dict(ACTIVATIONS)
+    try:
+        exec(OWN, {})
+        (row,) = fuse(Plain(XTanh())).fused
+    finally:
+        ACTIVATIONS.clear()
+        ACTIVATIONS.update(before)
+    assert row.activation == "x_tanh_for_fuse"
+
+
+def test_a_forward_of_the_instances_own():
+    module = Plain()
+    module.forward = lambda x: 2 * x
+    report = fuse(module)
+    assert not report.fused
+    assert "a forward of the instance's own" in report.refused[0].reason
+
+
+def test_fused_before():
+    module = nn.ModuleList([Plain(), Gated()])
+    fuse(module)
+    assert str(fuse(module)).startswith("0 fused, 0 refused, 2 fused before")
+
+
+def test_include_nothing():
+    assert not fuse(Plain(), include=[]).fused
+    with pytest.raises(ValueError, match=r"include='\*.mlp' matches no module's path; they are like 'a', 'a.fc1'"):
+        fuse(nn.ModuleDict({"a": Plain()}), include="*.mlp")
+
+
 def test_the_report_groups_what_differs_in_numbers_alone():
     def rows(*paths, reason=""):
         return [surgery.Row(path, "gated", "silu", reason) for path in paths]
@@ -111,7 +192,7 @@ def test_the_report_groups_what_differs_in_numbers_alone():
     )
     assert str(report).splitlines() == [
         "15 fused, 5 refused",
-        "module            count  pattern  activation",
+        "module            count  pattern  activation  reason",
         "layers.0…11.mlp   12     gated    silu",
         "mlp               1      gated    silu",
         "layers.3.fc1      1      gated    silu",
@@ -128,8 +209,7 @@ def test_the_report_groups_what_differs_in_numbers_alone():
 
 def test_a_prelu_of_channels_is_none_of_ours():
     """torch's channels are the second axis, ours the last."""
-    report = fuse(Gated(nn.PReLU(12)))
-    assert (report.fused, report.refused) == ([], [])
+    assert not fuse(Gated(nn.PReLU(12))).fused
 
 
 @pytest.mark.parametrize(
@@ -147,22 +227,8 @@ def test_what_is_not_finite_is_no_agreement(actual, expected, difference):
     assert trial._difference(torch.tensor(actual), torch.tensor(expected)) == difference
 
 
-def test_half_a_block_is_better_than_none():
-    """With the residual inside it is no MLP, but a linear layer with an activation it still has."""
-    (row,) = fuse(Residual()).fused
-    assert row.pattern == "linear + activation"
-
-
-def test_an_mlp_over_another_axis():
-    module, x = Mixer().double(), torch.randn(2, 8, 8, dtype=torch.float64)
-    expected = module(x)
-    (row,) = fuse(module).fused
-    assert row.pattern == "linear + activation"
-    torch.testing.assert_close(module(x), expected, rtol=1e-12, atol=1e-12)
-
-
 def test_a_layer_of_zeros_hides_nothing():
-    module = Scaled()
+    module = Clamped()
     nn.init.zeros_(module.down_proj.weight)
     assert not fuse(module).fused
     assert not module.down_proj.weight.any()
@@ -182,5 +248,5 @@ def test_nothing_where_nothing_is():
     report = fuse(
         nn.ModuleList([nn.Linear(3, 3), nn.MultiheadAttention(8, 2), nn.Sequential(nn.Linear(3, 4), nn.ReLU())])
     )
-    assert [row.pattern for row in report.fused] == ["linear + activation"]
+    assert [(row.path, row.pattern) for row in report.fused] == [("2", "sequential")]
     assert not report.refused

@@ -7,6 +7,8 @@ other weights and inputs than `fuse` tried, by the module and by what became of 
 """
 
 import copy
+import inspect
+import itertools
 import json
 import signal
 import sys
@@ -17,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from epilogue.benchmarks.report import markdown
 from epilogue.nn import fuse, unfuse
@@ -56,33 +59,66 @@ def shortened(config: Any) -> None:
             shortened(value)
 
 
-def wrong(model: nn.Module, paths: list[str]) -> list[str]:
-    """Of the paths that are fused, those whose module, materialised, computes something else than it does fused."""
-    found = []
+def wrong(model: nn.Module, paths: list[str]) -> tuple[list[str], int]:
+    """(of the paths that are fused, those whose module, materialised, computes something else than it does fused; how many could not be
+    called alone)."""
+    found, uncalled = [], 0
     for path in paths:
-        module = copy.deepcopy(model.get_submodule(path)).to_empty(device="cpu").double()
+        if sum(parameter.numel() for parameter in model.get_submodule(path).parameters()) > 5e8:  # 4 GB
+            uncalled += 1
+            continue
+        fused = copy.deepcopy(model.get_submodule(path)).to_empty(device="cpu").double()
         torch.manual_seed(1)
-        for parameter in module.parameters():
+        for parameter in fused.parameters():
             nn.init.normal_(parameter, std=0.05) if parameter.ndim > 1 else nn.init.uniform_(parameter)
-        layers = [child for child in module.children() if hasattr(child, "weight") and child.weight.ndim == 2]
-        fused, own = module, copy.deepcopy(module)
+        equal = _equal(fused)
+        found += [path] if equal is False else []
+        uncalled += equal is None
+    return found, uncalled
+
+
+class Stub(nn.Module):
+    """In place of an attention: hands on the first tensor that it is given, in a tuple of that length where it is more than one."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length = length
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        x = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+        return x if self.length == 1 else (x, *[None] * (self.length - 1))
+
+
+def _equal(fused: nn.Module) -> bool | None:
+    """Whether it computes what it does unfused, for the first kind of input that this takes; None where there is none."""
+    tensors = [*fused.parameters(), *fused.buffers()]
+    widths = dict.fromkeys(size for tensor in tensors for size in tensor.shape[:2])
+    parameters = inspect.signature(fused.forward).parameters.values()
+    asked = sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    for stubs in range(4):
+        if stubs:
+            for name, child in fused.named_children():
+                if isinstance(child, Stub) or next(child.children(), None) is not None:
+                    fused._modules[name] = Stub(stubs)
+        own = copy.deepcopy(fused)
         unfuse(own)
-        widths = dict.fromkeys(size for layer in layers for size in layer.weight.shape)
-        if not any(_equal(own, fused, width) for width in widths):
-            found.append(path)
-    return found
-
-
-def _equal(own: nn.Module, fused: nn.Module, width: int) -> bool:
-    x = 3.0 * torch.randn(2, 4, width, dtype=torch.float64)
-    try:
-        with torch.no_grad():
-            expected, actual = own.eval()(x), fused.eval()(x)
-    except Exception:
-        return False
-    return isinstance(expected, torch.Tensor) and torch.allclose(
-        actual, expected, 1e-9, 1e-9 * expected.abs().max().item()
-    )
+        for width, again in itertools.product(widths, (False, True)):
+            for shape in ((2, 4, width), (8, width), (1, 4, 4, width), (1, width, 4, 4)):
+                x = 3.0 * torch.randn(shape, dtype=torch.float64)
+                args = [x, *[x if again else None] * (asked - 1)]
+                try:
+                    with torch.no_grad():
+                        expected = tree_leaves(own.eval()(*args))
+                except Exception:  # another input, then
+                    continue
+                with torch.no_grad():
+                    actual = tree_leaves(fused.eval()(*args))
+                return all(
+                    torch.allclose(a, b, 1e-9, 1e-9 * b.nan_to_num(0.0, 0.0, 0.0).abs().max().item(), equal_nan=True)
+                    for a, b in zip(actual, expected, strict=True)
+                    if isinstance(b, torch.Tensor) and b.is_floating_point() and b.numel()
+                )
+    return None
 
 
 def walk(types: list[str] | None = None) -> dict[str, dict[str, Any]]:
@@ -110,12 +146,15 @@ def walk(types: list[str] | None = None) -> dict[str, dict[str, Any]]:
         signal.alarm(SECONDS)
         try:
             report = fuse(model)
-            classes = {path: type(module).__name__.removeprefix("Fused") for path, module in model.named_modules()}
-            of_class = {classes[row.path]: row.path for row in report.fused if row.pattern != "linear + activation"}
+            classes = {path: type(module).__name__ for path, module in model.named_modules()}
+            of_class = {classes[row.path]: row.path for row in report.fused}
+            differing, uncalled = wrong(model, list(of_class.values()))
             results[name] = {
                 "fused": [[classes[row.path], *row] for row in report.fused],
                 "refused": [[classes[row.path], *row] for row in report.refused],
-                "wrong": wrong(model, list(of_class.values())),
+                "wrong": differing,
+                "checked": [None] * (len(of_class) - uncalled),
+                "uncalled": [None] * uncalled,
             }
         except Exception as error:
             results[name] = {"failed": f"{type(error).__name__}: {error}"[:300]}
@@ -129,9 +168,8 @@ def walk(types: list[str] | None = None) -> dict[str, dict[str, Any]]:
     return results
 
 
-OTHER = ("it computes something else", "it also holds", "its experts are")
-"""How the reasons begin of what is no MLP: not by what it computes, or not by what it holds (a convolution, a norm between). What could not
-be tried may be one."""
+OTHER = ("between its layers", "it does more", "its experts are", "`")
+"""How the reasons begin of what is no MLP. What could not be read, or has none of the expressions, may be one."""
 
 
 def summary(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -141,7 +179,7 @@ def summary(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
         for cls, _, pattern, *_ in result.get("fused", []):
             groups["fused"].setdefault(pattern, []).append((cls, name))
         for cls, *_, reason in result.get("refused", []):
-            kind = next((other for other in OTHER if reason.startswith(other)), "it could not be tried")
+            kind = next((other for other in OTHER if reason.startswith(other)), "it could not be read")
             groups["refused"].setdefault(kind, []).append((cls, name))
     counts = {
         group: {
@@ -160,6 +198,7 @@ def summary(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "fused somewhere": sum(bool(result.get("fused")) for result in results.values()),
         **counts,
         "coverage": fused / max(1, fused + missed),
+        "checked": sum(len(result.get("checked", [])) for result in results.values()),
         "wrong": {name: result["wrong"] for name, result in results.items() if result.get("wrong")},
         "failed": {name: result["failed"] for name, result in results.items() if "failed" in result},
     }
@@ -173,16 +212,18 @@ def readme(found: dict[str, Any]) -> str:
         "gated packed": "gated MLP, gate and up in one",
         "plain": "plain MLP",
         "sequential": "in an `nn.Sequential`",
-        OTHER[0]: "refused: computes something else",
-        OTHER[1]: "refused: holds more, such as a convolution or a norm between",
+        "glu": "act(gate) · up before something else",
+        OTHER[0]: "refused: something else stands between its layers, such as a norm or a clamp",
+        OTHER[1]: "refused: does more, as a condition holds",
         OTHER[2]: "refused: experts as parameters of three axes",
-        "it could not be tried": "refused: could not be tried alone",
+        OTHER[3]: "refused: an activation that is not in the catalogue, or in a scope of its own",
+        "it could not be read": "refused: none of the expressions in its source",
     }
     for key, n in [*found["fused"].items(), *found["refused"].items()]:
         rows.append((names.get(key, key), *(str(n[column]) for column in ("modules", "classes", "types"))))
     wrong = sum(map(len, found["wrong"].values()))
     made = f"{found['made']} can be made on the meta device (here with two layers where their configs allow it)"
-    checked = f"The MLPs, one of each class and type, were computed once more with other weights: {wrong} wrong"
+    checked = f"One of each class and type, {found['checked']} modules, were computed once more with other weights: {wrong} wrong"
     return (
         f"Of the {found['types']} model types of transformers {found['transformers']}, {made}, and {found['fused somewhere']} have "
         f"something to fuse. Fused are {found['coverage']:.1%} of the modules that are one of these or may be. {checked} "
