@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         "host-cost",
         help="what one tiny call costs the host",
         description="Measure the host's cost of one 4x8 float32 call, eager F.gelu(F.linear(x, w, b)) against "
-        "epilogue.linear(x, w, b), without grad and forward + backward.",
+        "epilogue.linear(x, w, b), and of an MLP stock and after epilogue.nn.fuse, without grad and forward + backward.",
     )
     host_cost.add_argument("--json", type=Path, metavar="FILE", help="write the measurement and what it ran on to FILE")
     host_cost.set_defaults(command=run.host_cost)
