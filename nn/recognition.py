@@ -92,7 +92,7 @@ def _bound(entry: Activation, params: dict[str, Any]) -> Known | None:
     except (TypeError, ValueError):
         return None
     numbers = all(type(value) in (int, float) for value in params.values())
-    return Known(entry, params, entry.name == "softplus") if numbers else None
+    return Known(entry, params, entry.name in WIDE) if numbers else None
 
 
 def _torch_classes() -> dict[type, tuple[Any, tuple[str, ...], dict[tuple, Known]]]:
@@ -207,8 +207,10 @@ def _is_fixed(value: Any) -> bool:
     if _is_of_torch(value):
         return True
     if isinstance(value, types.MethodType):  # one that does not look at its object
-        steps, me = dis.get_instructions(value.__func__), value.__func__.__code__.co_varnames[:1]
-        return _computes_alone(value.__func__) and not any(str(me)[1:-2] in repr(step.argval) for step in steps)
+        me = value.__func__.__code__.co_varnames[0]
+        read = [step.argval for step in dis.get_instructions(value.__func__)]
+        looks = any(me == name or (isinstance(name, tuple) and me in name) for name in read)
+        return not looks and _computes_alone(value.__func__)
     if isinstance(value, type) and issubclass(value, torch.autograd.Function):
         return all(map(_computes_alone, (value.forward, value.backward)))
     return _computes_alone(value)

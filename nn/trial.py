@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .reading import Found
+from .recognition import recognised
 from .remade import Method
 from .roles import Roles
 from .source import rebuilt
@@ -58,7 +59,7 @@ def _compared(method: Method, found: Found, owner: Any, layers: dict[str, Any], 
     if found.site.entry is None:
         callee, keywords = (act.args[0], act.keywords) if isinstance(act, ast.Call) else (act, [])
         function = _activation(roles.value(callee))
-        numbers: dict[Any, Any] = {keyword.arg: roles.value(keyword.value) for keyword in keywords}
+        numbers: dict[Any, Any] = {keyword.arg: _number(roles, keyword, function) for keyword in keywords}
         given["act"] = functools.partial(function, **numbers) if numbers else function
         places += [(callee, function), *((keyword.value, numbers[keyword.arg]) for keyword in keywords)]
     dropout = found.slots.get("dropout")
@@ -83,6 +84,15 @@ def _compared(method: Method, found: Found, owner: Any, layers: dict[str, Any], 
     slots = [given.get(name) for name in ("act", "up", "gate", "down", "dropout")]
     expected, actual = _called(expression, x), _called(lambda x: found.site(x, *slots, *must), x)  # type: ignore[arg-type]
     return max(map(_difference, actual, expected))
+
+
+def _number(roles: Roles, keyword: ast.keyword, function: Any) -> Any:
+    """What an activation is given; its default where only the call knows."""
+    try:
+        return roles.value(keyword.value)
+    except LookupError:
+        known: Any = recognised(function)
+        return known.entry.params[keyword.arg]
 
 
 def _called(function: Any, x: Tensor) -> tuple[Tensor, Tensor]:

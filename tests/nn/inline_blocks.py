@@ -753,6 +753,14 @@ class TimeStep(Layers):
         return torch.exp(-dt * self.A_log.exp())
 
 
+@runs("mlp", activation="leaky_relu")
+class SlopeOfTheCall(Two):
+    """A number that only the call knows."""
+
+    def forward(self, x, slope=0.3):
+        return self.fc2(F.leaky_relu(self.fc1(x), slope))
+
+
 @runs("mlp", activation="gelu")
 class IdleDropout(Two):
     """Between the layer and its activation, where it may only stand as long as it drops nothing."""

@@ -40,6 +40,20 @@ def test_the_same_numbers(name, training, counted):
     assert module.training == training
 
 
+def test_a_linear_layer_of_ones_own_is_tried_without_a_draw():
+    class Own(nn.Linear):
+        def forward(self, x):
+            y = x @ self.weight.T
+            return y if self.bias is None else y + self.bias
+
+    module = Plain()
+    module.fc1, module.fc2 = Own(8, 12), Own(12, 8)
+    state = torch.get_rng_state()
+    (row,) = fuse(module).fused
+    assert row.pattern == "plain"
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 @pytest.mark.parametrize("name", BLOCKS)
 def test_undone_to_the_bit(name):
     module = block(name)
