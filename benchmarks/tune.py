@@ -19,17 +19,18 @@ from tqdm import tqdm
 
 from epilogue import eager
 from epilogue.benchmarks.timing import Timing, measure
-from epilogue.catalogue import ACTIVATIONS
-from epilogue.explanation import activation_of, describe, problems
-from epilogue.operands import Dropout, Operands
+from epilogue.catalogue import ACTIVATIONS, Keep
+from epilogue.explanation import GATED, activation_of, describe, problems
+from epilogue.operands import Dropout, Operands, activation_refusal
+from epilogue.saving import library_serves
 from epilogue.triton import tuned
 from epilogue.triton.chips import CHIPS, Machine, gpu
-from epilogue.triton.configs import Choice, Config, Problem
+from epilogue.triton.configs import Choice, Config
 from epilogue.triton.dact import linear_dact
 from epilogue.triton.dispatch import candidates, choose
 from epilogue.triton.dropout import dropout_mask
 from epilogue.triton.linear import linear_fwd
-from epilogue.unfused import library_serves
+from epilogue.triton.problem import Problem
 
 TOKENS = (1, 16, 256, 1024, 4096, 8192, 16384)
 """Rows of x that --model-dims measures."""
@@ -47,8 +48,10 @@ def to_measure(shapes: Iterable[Shape], activation: Any, dtype: torch.dtype, chi
     found: dict[Problem, None] = {}
     for op, m, k, n in shapes:
         act, values = activation_of(op, activation, {})
-        for training in (False, True):
-            for problem in problems(op, m, k, n, act, values, dtype, training, False, chip).values():
+        if refusal := activation_refusal(act, values, op in GATED):
+            raise ValueError(f"{act.name}: {refusal}")
+        for training, dropout in ((False, False), (True, False), (True, True)):
+            for problem in problems(op, m, k, n, act, values, dtype, chip, training, dropout).values():
                 found[tuned.key_of(problem)] = None
     return sorted(found, key=lambda problem: doubt(problem, chip))
 
@@ -132,11 +135,12 @@ def _forward(problem: Problem, device: str) -> tuple[Callable, Callable]:
     x, weight = _draw(m, k, problem, device), _draw((1 + gated) * n, k, problem, device, k**-0.5)
     bias = None if gated else _draw(1, n, problem, device)[0]
     operands = Operands(x, weight, None, bias, None, act, values, gated)
-    keep = "input" if problem.keeps else "nothing"
+    keep: Keep = "input" if problem.keeps else "nothing"
 
     def runner(choice: Choice):
         if choice == "library":
-            if not library_serves(operands, keep):
+            # On the CPU torch computes another gelu there, the exact one.
+            if not library_serves(act, keep, gated, bias is not None, False) or (act.name != "relu" and not x.is_cuda):
                 return None
             # Torch's own activations keep NaN. Of all rows, since for one torch takes another way than cuBLASLt.
             lost = operands._replace(x=torch.full_like(x, torch.nan))
@@ -163,7 +167,7 @@ def _backward(problem: Problem, device: str) -> tuple[Callable, Callable]:
     act, values = _activation(problem)
     dy, weight = _draw(m, k, problem, device), _draw(k, n, problem, device, k**-0.5)
     z = _draw(m, (1 + gated) * n, problem, device)
-    kept = "input" if problem.keeps else "output"
+    kept: Keep = "input" if problem.keeps else "output"
     saved = z if problem.keeps else eager.apply(act, values, z)
     dropout = Dropout(0.1, torch.tensor([1], device=device)) if problem.family.dropout else None
     needs = (problem.keeps, not gated, False)
@@ -215,6 +219,7 @@ def _check(problem: Problem, choice: Choice, results: list[Tensor], own: list[Te
 def title(problem: Problem) -> str:
     name = "backward of an MLP" if problem.backward else "gated forward" if problem.gated else "forward"
     kept = ", " + ("emits h" if problem.backward else "keeps z") if problem.keeps else ""
+    kept += ", dropout" * problem.family.dropout
     dtype = str(problem.dtype).removeprefix("torch.")
     return f"{name}, {problem.m} x {problem.k} -> {problem.n}, {problem.activation}, {dtype}{kept}"
 

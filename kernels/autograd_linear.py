@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import eager
-from .catalogue import ACTIVATIONS, Activation
-from .operands import Dropout, Operands, observed, packed, rows_of
+from .catalogue import ACTIVATIONS, Activation, Keep
+from .operands import Dropout, Operands, activation_refusal, observed, packed, rows_of
 from .operators import (
     as_seen,
     by_operator,
@@ -22,10 +22,10 @@ from .operators import (
     joined,
     launchers,
     register,
-    serves,
     split,
     wanted,
 )
+from .saving import kept_by_layer
 from .second_order import from_inputs, from_kept, hidden_layer
 
 
@@ -44,14 +44,14 @@ def glu(x: Tensor, weight: Any, bias: Any, act: Activation, values: tuple, backe
 
 
 def _call(x, weight, up_weight, bias, up_bias, act: Activation, values: tuple, gated: bool, backend: str) -> Tensor:
-    if not serves(act, values, gated):
+    if activation_refusal(act, values, gated):
         if up_weight is not None:
             weight, bias = (weight, up_weight), (bias, up_bias)
         return (eager.glu if gated else eager.linear)(x, weight, bias, act, values)
     learned, numbers, learned_at = split(values)
     tensors = (*cast(x, x, weight, up_weight, bias, up_bias), learned)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    keep = ("input" if gated else act.layer_saves(values)) if save else "nothing"
+    keep: Keep = kept_by_layer(act, values, gated) if save else "nothing"
     if save and not torch.compiler.is_compiling():
         tensors = as_seen(*tensors)
     arguments: tuple[Any, ...] = (*tensors, None, act.name, numbers, learned_at, gated, 0.0, keep, backend)
@@ -63,7 +63,7 @@ def _call(x, weight, up_weight, bias, up_bias, act: Activation, values: tuple, g
 def layer_forward(
     x: Tensor, weight: Tensor, up_weight: Tensor | None, bias: Tensor | None, up_bias: Tensor | None,
     learned: Tensor | None, seed: Tensor | None, activation: str, numbers: list[float], learned_at: int, gated: bool,
-    dropout_p: float, keep: str, backend: str,
+    dropout_p: float, keep: Keep, backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(y [..., N], beside it what `keep` says: z [M, N] or gate|up [M, 2N] of "input", bits [M, ⌈N/8⌉] of "sign", else empty).
 
@@ -144,7 +144,7 @@ def layer_gradients(dz, dbias, dlearned, x, weight, up_weight, learned, needs, l
 
 def _pointwise(
     dy: Tensor, saved: Tensor, learned: Tensor | None, activation: str, numbers: list[float], learned_at: int,
-    gated: bool, keep: str, needs: list[bool], backend: str,
+    gated: bool, keep: Keep, needs: list[bool], backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dz, dbias, dparam) of act_bwd, empty tensors where not needed."""
     act, values = ACTIVATIONS[activation], joined(numbers, learned, learned_at)
@@ -162,7 +162,7 @@ def _plain_forward(
     return plain_layer(Operands(x, weight, up_weight, bias, up_bias, act, values, gated, dropout), keep, backend)
 
 
-def plain_layer(operands: Operands, keep: str, backend: str) -> tuple[Tensor, Tensor]:
+def plain_layer(operands: Operands, keep: Keep, backend: str) -> tuple[Tensor, Tensor]:
     """(h [..., N], what `keep` says of the layer, empty for "nothing" and "output"), in plain torch operations but for a dropout's mask."""
     x, act = operands.x, operands.act
     weight, up_weight, bias, up_bias = operands.halves()
@@ -186,7 +186,7 @@ class _Linear(torch.autograd.Function):
         return _backward(ctx, dy, dz_more, torch.ops.epilogue.linear_bwd if by_operator(dy) else _pointwise)
 
 
-def kept_like(x: Tensor, n: int, gated: bool, keep: str) -> Tensor:
+def kept_like(x: Tensor, n: int, gated: bool, keep: Keep) -> Tensor:
     """Of the shape and dtype of what a layer of n features keeps beside its result."""
     m = math.prod(x.shape[:-1])
     if keep == "sign":

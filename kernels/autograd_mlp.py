@@ -13,8 +13,8 @@ from torch import Tensor
 
 from . import eager
 from .autograd_linear import kept_like, layer_flops, layer_forward, layer_gradients, plain_layer
-from .catalogue import ACTIVATIONS, Activation
-from .operands import Dropout, Operands, draw_seed, observed, rows_of, saturated
+from .catalogue import ACTIVATIONS, Activation, Keep
+from .operands import Dropout, Operands, activation_refusal, draw_seed, observed, rows_of, saturated
 from .operators import (
     as_seen,
     by_operator,
@@ -23,10 +23,10 @@ from .operators import (
     joined,
     launchers,
     register,
-    serves,
     split,
     wanted,
 )
+from .saving import emits_h, kept_by_mlp
 from .second_order import from_inputs, from_kept, hidden_layer
 
 
@@ -35,7 +35,7 @@ def mlp(
     *, backend: str,
 ) -> Tensor:  # fmt: skip
     """dropout(act(x W₁ᵀ + b₁)) W₂ᵀ + b₂: up_weight [H, K], down_weight [N, H] -> [..., N]."""
-    if not serves(act, values, False):
+    if activation_refusal(act, values, False):
         return eager.mlp(x, up_weight, down_weight, up_bias, down_bias, act, values, dropout_p, recompute)
     layer = (x, up_weight, None, up_bias, None)
     return _call(*layer, down_weight, down_bias, act, values, False, dropout_p, recompute, backend)
@@ -47,7 +47,7 @@ def gated_mlp(
 ) -> Tensor:  # fmt: skip
     """dropout(act(x Gᵀ + bg) ⊙ (x Uᵀ + bu)) Dᵀ + bd: gate and up [H, K], or gate [2H, K] packed and no up; down [N, H] -> [..., N]."""
     act = act.gate or act
-    if not serves(act, values, True):
+    if activation_refusal(act, values, True):
         tensors = (x, gate_weight, up_weight, down_weight, gate_bias, up_bias, down_bias)
         return eager.gated_mlp(*tensors, act, values, dropout_p, recompute)
     layer = (x, gate_weight, up_weight, gate_bias, up_bias)
@@ -61,9 +61,12 @@ def _call(
     learned, numbers, learned_at = split(values)
     layer = (*cast(x, x, weight, up_weight, bias, up_bias), learned)
     down = cast(x, down_weight, down_bias)
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*layer, *down))
+    save = torch.is_grad_enabled() and any(map(_needs_gradient, (*layer, *down)))
     seed = draw_seed(x.device) if dropout_p else None
-    keep = _keep(layer, down[0], act, values, gated, bool(dropout_p), recompute) if save else "nothing"
+    keep: Keep = "nothing"
+    if save and not recompute:
+        hidden, down_needed = any(map(_needs_gradient, layer)), _needs_gradient(down[0])
+        keep = kept_by_mlp(act, values, gated, bool(dropout_p), hidden, down_needed)
     if save and not torch.compiler.is_compiling():
         layer, down = as_seen(*layer), as_seen(*down)
     call = (act.name, numbers, learned_at, gated, float(dropout_p), keep, backend)
@@ -73,25 +76,14 @@ def _call(
     return (_MLP.apply if save else _forward)(*arguments)[0]
 
 
-def _keep(layer, down_weight, act: Activation, values: tuple, gated: bool, dropout: bool, recompute: bool) -> str:
-    """What of the hidden layer backward needs, in the fewest bytes: "nothing" (or x alone), "input" (z), "output" (h) or "sign" (h > 0).
-
-    dW₂ needs h, and the derivative z or h. Where h is enough for both it is kept alone; with dropout h is scaled and has lost what it
-    dropped, but not the sign of what it kept.
-    """
-    if recompute:
-        return "nothing"
-    if not any(t is not None and t.requires_grad for t in layer):
-        return "output" if down_weight.requires_grad else "nothing"
-    if gated or act.saves(values) == "input" or (dropout and not act.sign_suffices(values)):
-        return "input"
-    return "sign" if act.sign_suffices(values) and not down_weight.requires_grad else "output"
+def _needs_gradient(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.requires_grad
 
 
 def _forward(
     x: Tensor, weight: Tensor, up_weight: Tensor | None, bias: Tensor | None, up_bias: Tensor | None,
     learned: Tensor | None, down_weight: Tensor, down_bias: Tensor | None, seed: Tensor | None,
-    activation: str, numbers: list[float], learned_at: int, gated: bool, dropout_p: float, keep: str,
+    activation: str, numbers: list[float], learned_at: int, gated: bool, dropout_p: float, keep: Keep,
     backend: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(y [..., N], what `keep` says, rows first; empty for "nothing")."""
@@ -146,7 +138,7 @@ def _backward(ctx, dy: Tensor | None, dkept: Tensor | None, dact: Any, again: An
         if differentiated:
             h, dz, dbias, dlearned = _differentiable_dact(ctx, dy, dkept, kept, learned, down_weight, seed)
         else:
-            results = [keep == "input" and needs[6], needs[3] or needs[4], needs[5]]
+            results = [emits_h(keep, needs[6]), needs[3] or needs[4], needs[5]]
             dz, h_again, dbias, dlearned = dact(
                 dy, down_weight, kept, learned, seed, *ctx.call, ctx.dropout_p, keep, results, ctx.backend
             )
@@ -204,7 +196,7 @@ def _unfused(ctx, seed: Tensor | None):
 
 def _dact(
     dy: Tensor, down_weight: Tensor, saved: Tensor, learned: Tensor | None, seed: Tensor | None, activation: str,
-    numbers: list[float], learned_at: int, gated: bool, dropout_p: float, keep: str, needs: list[bool],
+    numbers: list[float], learned_at: int, gated: bool, dropout_p: float, keep: Keep, needs: list[bool],
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(dz, h, dbias, dparam) of linear_dact, empty tensors where not needed."""

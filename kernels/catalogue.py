@@ -5,9 +5,13 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 Formula = Callable[..., Any]
+
+Keep = Literal["nothing", "input", "output", "sign"]
+"""What forward keeps for backward: nothing beside the arguments; the pre-activation z; the activation's result; one bit of each element
+of it, whether it is positive."""
 
 ACTIVATIONS: dict[str, "Activation"] = {}
 """name -> Activation: the one catalogue. `@activation` and `@pair` add to it."""
@@ -118,11 +122,11 @@ class Activation:
                     return formula, sign, torchs
         return None, False, False
 
-    def saves(self, values: tuple) -> str:
+    def saves(self, values: tuple) -> Keep:
         """What backward needs: "output" (y) or "input" (the pre-activation z)."""
         return "output" if self.output_derivative(values) else "input"
 
-    def layer_saves(self, values: tuple) -> str:
+    def layer_saves(self, values: tuple) -> Keep:
         """What backward of a single layer keeps, whose y the caller holds and may write to: "output" where torch's own keeps y as well
         (and raises then), "sign" where one bit of y does, else "input".
         """
@@ -130,7 +134,7 @@ class Activation:
         return "output" if torchs else "sign" if sign else "input"
 
 
-def formulas(act: Activation, values: tuple, kept: str) -> dict[str, Formula | None]:
+def formulas(act: Activation, values: tuple, kept: Keep) -> dict[str, Formula | None]:
     """What a backward kernel computes with, written in what was kept: z ("input"), or y ("output", "sign").
 
     value: of the elementwise activation or pair; grad: by its first operand; grad_up: by a pair's second; grad_param: by the parameter that

@@ -1,17 +1,22 @@
 """`epilogue.explain`: which kernels a call would run on a GPU, and why."""
 
+import inspect
+import itertools
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import backends
-from .catalogue import Activation
+from .catalogue import Activation, Keep
 from .lookup import resolve_call
+from .saving import emits_h, kept_by_layer, kept_by_mlp
 
 if TYPE_CHECKING:
     import torch
 
     from .triton.chips import Machine
-    from .triton.configs import Choice, Problem
+    from .triton.configs import Choice
     from .triton.dispatch import Candidate
+    from .triton.problem import Problem
 
 OPS = ("linear", "glu", "mlp", "gated_mlp")
 GATED = ("glu", "gated_mlp")
@@ -51,14 +56,15 @@ class Explanation(NamedTuple):
 
 def explain(
     op: str, m: int, k: int, n: int, *, activation: Any = None, dtype: Any = "bfloat16", training: bool = False,
-    dropout: bool = False, gpu: str | None = None, **params: Any,
+    dropout: bool = False, frozen: Collection[str] = (), gpu: str | None = None, **params: Any,
 ) -> Explanation:  # fmt: skip
     """Which kernels `epilogue.linear`, `glu`, `mlp` or `gated_mlp` (op) run on a GPU for x [m, k], and how long each way would take.
 
     n: output features; of an MLP the hidden ones, its output has k. activation and its parameters: as the operation takes them.
-    dtype: float16, bfloat16 or float32, a name or a torch.dtype; float32 products follow torch's TF32 setting. training: z is kept and,
-    of an MLP, backward's product shown too; dropout: an MLP drops hidden units. gpu: "A100", "H100", "H200" or "B200" by their data
-    sheets; by default the one that is here. Operands are taken to be aligned to 16 bytes where their sizes allow it.
+    dtype: float16, bfloat16 or float32, a name or a torch.dtype; float32 products follow torch's TF32 setting. training: what backward
+    needs is kept and, of an MLP, backward's product shown too; dropout: an MLP drops hidden units; frozen: the names of the operation's
+    arguments that need no gradient, such as ["x", "down_weight"]. gpu: "A100", "H100", "H200" or "B200" by their data sheets; by default
+    the one that is here. Operands are taken to be aligned to 16 bytes where their sizes allow it, and a layer to have a bias.
 
     The products that are cuBLAS's in any case (dx, dW, down) are not shown. Times are microseconds, measured where `epilogue tune` was at
     work on this machine, else predicted by a model of the chip. Where such a call runs the CuPy kernels or plain torch operations, by
@@ -69,7 +75,7 @@ def explain(
     """
     import torch
 
-    from .operands import DTYPES
+    from .operands import DTYPES, activation_refusal
     from .triton import chips, dispatch
 
     if op not in OPS:
@@ -81,8 +87,15 @@ def explain(
     if dtype not in DTYPES:
         served = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise ValueError(f"explain: dtype must be one of {served}; got {dtype!r}, which runs plain torch operations")
+    learned = _differentiable(op, act, values)
+    if unknown := [name for name in frozen if name not in learned]:
+        raise ValueError(
+            f"explain: frozen names arguments that could get a gradient, {', '.join(learned)}; got {unknown[0]!r}"
+        )
     dropout = dropout and training and op.endswith("mlp")
     backend, because = _backend(gpu, dtype)
+    if backend != "eager" and (refusal := activation_refusal(act, values, op in GATED)):
+        backend, because = "eager", refusal
     sizes = f"{m} x {k} -> {n}" + f" -> {k}" * op.endswith("mlp")
     how = ("training" if training else "inference") + ", dropout" * dropout
     call = f"{op}, {sizes}, {act.name}, {str(dtype).removeprefix('torch.')}, {how}"
@@ -90,7 +103,7 @@ def explain(
         name = chips.CHIPS[gpu].name if gpu else torch.cuda.get_device_name()
         return Explanation(call, name, [], backend, because)
     chip = chips.CHIPS[gpu] if gpu else chips.gpu(torch.cuda.current_device())
-    found = problems(op, m, k, n, act, values, dtype, training, dropout, chip)
+    found = problems(op, m, k, n, act, values, dtype, chip, training, dropout, frozen)
     steps = [Step(step, problem, dispatch.candidates(problem, chip)) for step, problem in found.items()]
     return Explanation(call, chip.name, steps, backend, because)
 
@@ -102,23 +115,35 @@ def activation_of(op: str, activation: Any, params: dict[str, Any]) -> tuple[Act
 
 
 def problems(
-    op: str, m: int, k: int, n: int, act: Activation, values: tuple, dtype: "torch.dtype", training: bool, dropout: bool,
-    chip: "Machine",
+    op: str, m: int, k: int, n: int, act: Activation, values: tuple, dtype: "torch.dtype", chip: "Machine",
+    training: bool = False, dropout: bool = False, frozen: Collection[str] = (),
 ) -> "dict[str, Problem]":  # fmt: skip
-    """The products of a call that the dispatcher decides on: forward, and an MLP's backward. Sizes as in `explain`."""
+    """The products of a call that the dispatcher decides on: forward, and an MLP's backward. Arguments as of `explain`."""
     from .triton.chips import precision
-    from .triton.configs import DACT, DROPPED, GLU, LINEAR, Problem
+    from .triton.problem import backward_problem, forward_problem
 
-    gated, exact = op in GATED, precision(dtype)
-    kept = act.saves(values) if op.endswith("mlp") else act.layer_saves(values)
-    keeps_z = training and (gated or kept == "input")
-    tma = chip.descriptors and exact != "ieee" and k * dtype.itemsize % 16 == 0 and n * dtype.itemsize % 16 == 0
-    name = (act.gate or act).name
-    layer = Problem(GLU if gated else LINEAR, m, n, k, dtype, exact, tma, name, gated, keeps_z)
-    if not (training and op.endswith("mlp")):
-        return {"forward": layer}
-    # Whether h is emitted or was kept, by the same rule as z.
-    return {"forward": layer, "backward": layer._replace(family=DROPPED if dropout else DACT)}
+    wanted = {*_differentiable(op, act, values)} - {*frozen} if training else set()
+    gated, dropout = op in GATED, dropout and training
+    serve = chip.descriptors and precision(dtype) != "ieee" and k * dtype.itemsize % 16 == 0
+    if not op.endswith("mlp"):
+        keep: Keep = kept_by_layer(act, values, gated) if wanted else "nothing"
+        return {"forward": forward_problem(m, n, k, dtype, act, gated, True, dropout, keep, serve)}
+    hidden, down = bool(wanted - {"down_weight", "down_bias"}), "down_weight" in wanted
+    keep = kept_by_mlp(act, values, gated, dropout, hidden, down)
+    found = {"forward": forward_problem(m, n, k, dtype, act, gated, True, dropout, keep, serve)}
+    if hidden:
+        found["backward"] = backward_problem(m, n, k, dtype, act, gated, dropout, emits_h(keep, down), serve)
+    return found
+
+
+def _differentiable(op: str, act: Activation, values: tuple) -> list[str]:
+    """The arguments of a call that may get a gradient: its arrays, those among the activation's parameters too."""
+    from . import functional
+
+    arrays = itertools.takewhile(
+        lambda name: name != "activation", inspect.signature(getattr(functional, op)).parameters
+    )
+    return [*arrays, *(name for name, value in zip(act.params, values, strict=True) if not isinstance(value, float))]
 
 
 def describe(choice: "Choice") -> str:

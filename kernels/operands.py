@@ -35,6 +35,15 @@ def unserved(x: Tensor, weight: Any) -> str | None:
     return None
 
 
+def activation_refusal(act: Activation, values: tuple, gated: bool) -> str | None:
+    """Why no kernel serves a layer with this activation, or None."""
+    if act.name == "identity" and not gated:
+        return "without an activation the product is cuBLAS's"
+    if sum(isinstance(value, Tensor) for value in values) > 1:
+        return f"{act.name} with more than one learnable tensor runs plain torch operations"
+    return None
+
+
 def observed() -> bool:
     """Whether a mode sees torch's operations in this thread, and may keep what they return: a tracer, a FLOP counter, selective
     checkpointing. What it must see goes through a registered operator then; a launch by itself would be hidden from it."""

@@ -11,7 +11,6 @@ from torch._decomp import register_decomposition
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import register_flop_formula
 
-from .catalogue import Activation
 from .operands import compute_dtype, observed
 from .triton import INTERPRET
 
@@ -52,11 +51,6 @@ def launchers(backend: str) -> Any:
     from .triton import launchers
 
     return launchers
-
-
-def serves(act: Activation, values: tuple, gated: bool) -> bool:
-    """Whether the operations do: their schemas have room for one learnable tensor, and without an activation the product is cuBLAS's."""
-    return sum(isinstance(value, Tensor) for value in values) <= 1 and (gated or act.name != "identity")
 
 
 def split(values: tuple) -> tuple[Tensor | None, list[float], int]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import eager
-from .catalogue import Activation
+from .catalogue import Activation, Keep
 from .operands import saturated, unpacked
 from .vocabulary import bind
 
@@ -30,7 +30,7 @@ def from_inputs(operation: Callable, inputs: tuple, needs, dy: Tensor | None) ->
 
 
 def from_kept(
-    dh: Tensor, kept: Tensor, how: str, learned: Tensor | None, act: Activation, values: tuple, gated: bool
+    dh: Tensor, kept: Tensor, how: Keep, learned: Tensor | None, act: Activation, values: tuple, gated: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(h [M, N], dz [M, N], dparam) of h = act(z) for dh [M, N], from z ("input"), h itself ("output") or its signs ("sign").
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .catalogue import CUBLASLT, Activation
+from .catalogue import CUBLASLT, Activation, Keep
 from .operands import Dropout, Operands, observed, rows_of
 
 
-def unfused_fwd(operands: Operands, keep: str, act_fwd: Callable) -> tuple[Tensor, Tensor | None]:
+def unfused_fwd(operands: Operands, keep: Keep, act_fwd: Callable) -> tuple[Tensor, Tensor | None]:
     """What linear_fwd returns; z is rounded before the activation, as in torch's own layers."""
     x, act, gated = rows_of(operands.x), operands.act, operands.gated
     z = _product(operands, x)
@@ -41,19 +41,6 @@ def _product(operands: Operands, x: Tensor) -> Tensor:
     return z
 
 
-def library_serves(operands: Operands, keep: str) -> bool:
-    """Whether cuBLASLt's epilogue does: it has a bias and keeps nothing. On the CPU its gelu is the exact one."""
-    name = operands.act.name
-    return (
-        name in CUBLASLT
-        and keep in ("nothing", "output")
-        and not operands.gated
-        and operands.bias is not None
-        and operands.dropout is None
-        and (operands.x.is_cuda or CUBLASLT[name] != "GELU")
-    )
-
-
 def library_fwd(operands: Operands) -> Tensor:
     """act(x Wᵀ + b) by cuBLASLt."""
     assert operands.bias is not None
@@ -63,7 +50,7 @@ def library_fwd(operands: Operands) -> Tensor:
 
 
 def unfused_dact(
-    dy: Tensor, weight: Tensor, saved: Tensor, kept: str, act: Activation, values: tuple, gated: bool,
+    dy: Tensor, weight: Tensor, saved: Tensor, kept: Keep, act: Activation, values: tuple, gated: bool,
     dropout: Dropout | None, needs: Sequence[bool], act_bwd: Callable,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """What linear_dact returns; dh = dy W is rounded before the derivative."""

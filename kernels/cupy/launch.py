@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..catalogue import ACTIVATIONS, Activation, formulas
+from ..catalogue import ACTIVATIONS, Activation, Keep, formulas
 from .source import source
 
 WIDTH = 8
@@ -91,7 +91,7 @@ class Gradients(NamedTuple):
 
 
 def backward(
-    library: Library, dy: Any, z: Matrices, signs: Any, kept: str, act: Activation, values: tuple, into: Gradients,
+    library: Library, dy: Any, z: Matrices, signs: Any, kept: Keep, act: Activation, values: tuple, into: Gradients,
     bias: bool, param: bool, dropout: tuple | None = None,
 ) -> Gradients:  # fmt: skip
     """dz = dropout(dy) ⊙ act'(z + bias) into `into`, with up both operands', and h = dropout(act(z + bias)); dz may be dy [M, N].

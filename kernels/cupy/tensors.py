@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..catalogue import Activation
+from ..catalogue import Activation, Keep
 from ..operands import Dropout, Operands, halves, rows_of, unserved
 from ..unfused import unfused_dact, unfused_fwd
 from . import epilogues, launch
@@ -66,12 +66,12 @@ TORCH = launch.Library(
 )
 
 
-def linear_fwd(operands: Operands, keep: str) -> tuple[Tensor, Tensor | None]:
+def linear_fwd(operands: Operands, keep: Keep) -> tuple[Tensor, Tensor | None]:
     """(y [..., N], what to keep of it for backward beside y), as of the Triton kernels."""
     return _fwd_by_epilogue(operands, keep) or unfused_fwd(operands, keep, act_fwd)
 
 
-def _fwd_by_epilogue(operands: Operands, keep: str) -> tuple[Tensor, Tensor | None] | None:
+def _fwd_by_epilogue(operands: Operands, keep: Keep) -> tuple[Tensor, Tensor | None] | None:
     """The same where cuBLASLt serves, else None."""
     x, act, n = rows_of(operands.x), operands.act, operands.weight.shape[0]
     kept = keep == "input"
@@ -88,7 +88,7 @@ def _keeps_z(like: Tensor, act: Activation, n: int) -> bool:
 
 
 def linear_dact(
-    dy: Tensor, weight: Tensor, saved: Tensor, kept: str, act: Activation, values: tuple, gated: bool,
+    dy: Tensor, weight: Tensor, saved: Tensor, kept: Keep, act: Activation, values: tuple, gated: bool,
     dropout: Dropout | None, needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """(dz [M, F], h [M, F], dbias float32 [F], dparam float32 [F]) for dy [M, N] and the down weight [N, F], as of the Triton kernels."""
@@ -112,7 +112,7 @@ def act_fwd(
 
 
 def act_bwd(
-    dy: Tensor, saved: Tensor, kept: str, act: Activation, values: tuple, gated: bool, dropout: Dropout | None,
+    dy: Tensor, saved: Tensor, kept: Keep, act: Activation, values: tuple, gated: bool, dropout: Dropout | None,
     needs: Sequence[bool], dz: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """(dz, h, dbias float32, dparam float32) for dy [M, N] and saved z ("input"), y ("output") or signs ("sign"), as the Triton kernels."""

@@ -1,11 +1,10 @@
 """The ways to compute a product with its epilogue, the shipped tile shapes above all. dispatch.py chooses; nothing is timed at a call."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
-
-import torch
+from typing import Literal
 
 from . import release
+from .problem import DACT, DROPPED, GLU, LINEAR, Family
 
 OPTIONS = {"enable_fp_fusion": True}
 """Of every launch. Triton 3.10 contracts a product and a sum by itself no more, which costs gelu 7 instructions an element; 3.9 warns."""
@@ -31,19 +30,6 @@ class Config:
         """
         names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M", "PIECES", "num_warps", "num_stages")
         return {name: getattr(self, name) for name in names} | OPTIONS | ({"maxnreg": 255} if self.tma else {})
-
-
-class Family(NamedTuple):
-    """A kernel family, as far as a choice of tiles depends on it."""
-
-    name: str
-    products: int  # accumulators, and weights that a step of K loads
-    staged: int  # pieces of the epilogue in shared memory at a time
-    dropout: bool = False  # drawn in the epilogue
-
-
-LINEAR, GLU, DACT = Family("linear_fwd", 1, 1), Family("linear_fwd", 2, 1), Family("linear_dact", 1, 2)
-DROPPED = DACT._replace(dropout=True)
 
 
 def shared_bytes(config: Config, family: Family, itemsize: int) -> int:
@@ -116,32 +102,3 @@ POINTWISE = {"BLOCK_M": 8, "BLOCK_N": 128, "num_warps": 4, **OPTIONS}
 
 Choice = Config | Literal["unfused", "library"]
 """The fused kernel with those tiles; cuBLAS and one pointwise kernel; cuBLASLt's epilogue, which has few functions and keeps no z."""
-
-
-class Problem(NamedTuple):
-    """A product of m rows, n columns and k terms with its epilogue, as far as a choice depends on it."""
-
-    family: Family
-    m: int
-    n: int
-    k: int
-    dtype: torch.dtype
-    precision: str
-    tma: bool  # descriptors serve the operands
-    activation: str
-    gated: bool
-    keeps: bool  # z is stored for backward (linear_fwd), h emitted for dW₂ (linear_dact)
-
-    @property
-    def backward(self) -> bool:
-        return self.family.name == DACT.name
-
-    @property
-    def reads(self) -> int:
-        """Matrices [m, n] that the epilogue reads: z, and up."""
-        return (1 + self.gated) * self.backward
-
-    @property
-    def writes(self) -> int:
-        """Matrices [m, n] that it writes: y and z, or dz and h; gated z and dz are two."""
-        return (1 + self.gated + self.keeps) if self.backward else (1 + self.keeps * (1 + self.gated))

@@ -12,15 +12,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..catalogue import Activation
+from ..catalogue import Activation, Keep
 from ..operands import Dropout, halves
 from ..unfused import unfused_dact
 from .chips import machine, precision
-from .configs import DACT, DROPPED, Choice, Config, Problem
+from .configs import Choice, Config
 from .dispatch import choose
 from .dropout import drawn, dropped
 from .operands import descriptor, descriptors_serve, gradients, on_device, param_arguments, tiles
 from .pointwise import act_bwd
+from .problem import Problem, backward_problem
 from .tiles import (
     activate,
     column_pieces,
@@ -157,7 +158,7 @@ def linear_dact_tma_kernel(
 
 
 def linear_dact(
-    dy: Tensor, weight: Tensor, saved: Tensor, kept: str, act: Activation, values: tuple, gated: bool, dropout: Dropout | None,
+    dy: Tensor, weight: Tensor, saved: Tensor, kept: Keep, act: Activation, values: tuple, gated: bool, dropout: Dropout | None,
     needs: Sequence[bool], choice: Choice | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """(dz [M, F], h [M, F], dbias float32 [F], dparam float32 [F]) for dy [M, N] and the down weight [N, F].
@@ -173,16 +174,15 @@ def linear_dact(
 
 
 def _problem(
-    dy, weight, saved, kept: str, act: Activation, gated: bool, dropout: Dropout | None, emits: bool
+    dy, weight, saved, kept: Keep, act: Activation, gated: bool, dropout: Dropout | None, emits: bool
 ) -> Problem:
     (m, k), n = dy.shape, weight.shape[1]
-    tma = n * dy.element_size() % 16 == 0 and descriptors_serve(dy, weight, None if kept == "sign" else saved)
-    family = DACT if dropout is None else DROPPED
-    return Problem(family, m, n, k, dy.dtype, precision(dy.dtype), tma, (act.gate or act).name, gated, emits)
+    serve = descriptors_serve(dy, weight, None if kept == "sign" else saved)
+    return backward_problem(m, n, k, dy.dtype, act, gated, dropout is not None, emits, serve)
 
 
 def _fused_dact(
-    dy: Tensor, weight: Tensor, saved: Tensor, kept: str, act: Activation, values: tuple, gated: bool, dropout: Dropout | None,
+    dy: Tensor, weight: Tensor, saved: Tensor, kept: Keep, act: Activation, values: tuple, gated: bool, dropout: Dropout | None,
     needs: Sequence[bool], config: Config,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     m, n = dy.shape[0], weight.shape[1]

@@ -9,8 +9,9 @@ from typing import NamedTuple
 from ..catalogue import ACTIVATIONS
 from . import tuned
 from .chips import Machine
-from .configs import TABLE, Choice, Config, Problem, fitted, shared_bytes
+from .configs import TABLE, Choice, Config, fitted, shared_bytes
 from .costs import formula_cost
+from .problem import Problem
 
 
 class Candidate(NamedTuple):
@@ -22,12 +23,9 @@ class Candidate(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4096)
-def choose(problem: Problem, chip: Machine, library: bool = False) -> Choice:
-    """The choice of least time; library: whether cuBLASLt's own epilogue serves this call, where it was measured to be that.
-
-    The interpreter has no speed to speak of; it runs the kernels, which is what it is for.
-    """
-    return next(choice for choice, *_ in candidates(problem, chip) if library or choice != "library")
+def choose(problem: Problem, chip: Machine) -> Choice:
+    """The choice of least time. The interpreter has no speed to speak of; it runs the kernels, which is what it is for."""
+    return candidates(problem, chip)[0].choice
 
 
 def candidates(problem: Problem, chip: Machine) -> list[Candidate]:
@@ -43,6 +41,8 @@ def candidates(problem: Problem, chip: Machine) -> list[Candidate]:
         predicted.append(Candidate("unfused", unfused_time(problem, chip), False))
     predicted.sort(key=lambda candidate: candidate.microseconds)
     found = None if chip.interpreted else tuned.lookup(problem, chip)
+    if found is not None and found[0] == "library" and not problem.library:
+        found = None
     return predicted if found is None else [Candidate(*found, True), *(c for c in predicted if c.choice != found[0])]
 
 

@@ -11,14 +11,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..catalogue import Keep
 from ..operands import Operands, halves, rows_of
-from ..unfused import library_fwd, library_serves, unfused_fwd
+from ..unfused import library_fwd, unfused_fwd
 from .chips import machine, precision
-from .configs import GLU, LINEAR, Choice, Config, Problem
+from .configs import Choice, Config
 from .dispatch import choose
 from .dropout import drawn, dropped
 from .operands import descriptor, descriptors_serve, on_device, param_arguments, tiles
 from .pointwise import act_fwd
+from .problem import Problem, forward_problem
 from .tiles import (
     activate,
     add_bias,
@@ -136,28 +138,28 @@ def linear_fwd_tma_kernel(
             y_desc.store([row, start], rounded(y, y_desc.dtype))
 
 
-def linear_fwd(operands: Operands, keep: str, choice: Choice | None = None) -> tuple[Tensor, Tensor | None]:
+def linear_fwd(operands: Operands, keep: Keep, choice: Choice | None = None) -> tuple[Tensor, Tensor | None]:
     """(y [..., N], what to keep of it for backward beside y).
 
     keep "input": z [M, N] or gate|up [M, 2N]; "sign": whether act(z) > 0, bits in uint8 [M, ⌈N/8⌉]; else None.
     """
     if choice is None:
-        choice = choose(_problem(operands, keep), machine(operands.x), library_serves(operands, keep))
+        choice = choose(_problem(operands, keep), machine(operands.x))
     if isinstance(choice, Config):
         return _fused_fwd(operands, keep, choice)
     return (library_fwd(operands), None) if choice == "library" else unfused_fwd(operands, keep, act_fwd)
 
 
-def _problem(operands: Operands, keep: str) -> Problem:
+def _problem(operands: Operands, keep: Keep) -> Problem:
     x, act, gated = rows_of(operands.x), operands.act, operands.gated
     weight, up, _, _ = operands.halves()
     (m, k), n = x.shape, weight.shape[0]
-    tma = n * x.element_size() % 16 == 0 and descriptors_serve(x, weight, up)
-    name = (act.gate or act).name
-    return Problem(GLU if gated else LINEAR, m, n, k, x.dtype, precision(x.dtype), tma, name, gated, keep == "input")
+    with_bias, dropped = operands.bias is not None, operands.dropout is not None
+    serve = descriptors_serve(x, weight, up)
+    return forward_problem(m, n, k, x.dtype, act, gated, with_bias, dropped, keep, serve)
 
 
-def _fused_fwd(operands: Operands, keep: str, config: Config) -> tuple[Tensor, Tensor | None]:
+def _fused_fwd(operands: Operands, keep: Keep, config: Config) -> tuple[Tensor, Tensor | None]:
     x, act, gated = rows_of(operands.x), operands.act, operands.gated
     weight, up, bias, up_bias = operands.halves()
     m, n = x.shape[0], weight.shape[0]

@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ..catalogue import Activation, formulas
+from ..catalogue import Activation, Keep, formulas
 from .chips import machine, precision
 from .configs import Config
 from .vocabulary import device_function
@@ -19,7 +19,7 @@ def param_arguments(values: tuple) -> tuple[tuple, tuple]:
     return tuple(v.resolve_neg().contiguous() if isinstance(v, Tensor) else v for v in values), strides
 
 
-def gradients(act: Activation, values: tuple, dtype: torch.dtype, kept: str) -> dict[str, Any]:
+def gradients(act: Activation, values: tuple, dtype: torch.dtype, kept: Keep) -> dict[str, Any]:
     """The derivative kernels' functions for this activation and what was kept."""
     found = formulas(act, values, kept)
     return {name: formula and device_function(formula, dtype) for name, formula in found.items()}

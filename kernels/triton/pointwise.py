@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..catalogue import Activation
+from ..catalogue import Activation, Keep
 from ..operands import Dropout, halves
 from .chips import machine
 from .configs import POINTWISE
@@ -137,7 +137,7 @@ def act_fwd(
 
 
 def act_bwd(
-    dy: Tensor, saved: Tensor, kept: str, act: Activation, values: tuple, gated: bool, dropout: Dropout | None,
+    dy: Tensor, saved: Tensor, kept: Keep, act: Activation, values: tuple, gated: bool, dropout: Dropout | None,
     needs: Sequence[bool], dz: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """(dz, h, dbias float32, dparam float32) for dy [M, N] and saved z ("input"), y ("output") or signs ("sign").

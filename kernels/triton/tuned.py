@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from .chips import Machine
-from .configs import DACT, DROPPED, GLU, LINEAR, Choice, Config, Problem, fitted
+from .configs import Choice, Config, fitted
+from .problem import DACT, DROPPED, GLU, LINEAR, Problem
 
 SHIPPED = Path(__file__).with_name("tuned")
 _FAMILIES = {"linear": LINEAR, "glu": GLU, "dact": DACT, "dact dropout": DROPPED}
@@ -43,7 +44,7 @@ def lookup(problem: Problem, chip: Machine) -> tuple[Choice, float] | None:
 
 
 def key_of(problem: Problem) -> Problem:
-    return problem._replace(m=1 << max(problem.m - 1, 0).bit_length())
+    return problem._replace(m=1 << max(problem.m - 1, 0).bit_length(), library=False)
 
 
 @functools.cache
@@ -117,7 +118,8 @@ def _driver() -> str:
 
 def _problem_fields(problem: Problem) -> dict[str, Any]:
     family = next(name for name, family in _FAMILIES.items() if family == problem.family)
-    return {**problem._asdict(), "family": family, "dtype": str(problem.dtype).removeprefix("torch.")}
+    fields = {name: value for name, value in problem._asdict().items() if name != "library"}
+    return {**fields, "family": family, "dtype": str(problem.dtype).removeprefix("torch.")}
 
 
 def _problem(fields: dict[str, Any]) -> Problem:

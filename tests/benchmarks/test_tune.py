@@ -15,10 +15,11 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="would measure
 def test_lists_what_it_would_measure(capsys):
     assert cli.main(["tune", "--shapes", "linear:100x64x96", "mlp:100x64x96", "--activation", "relu"]) == 0
     first, *lines = capsys.readouterr().out.splitlines()
-    assert first.startswith("no GPU here; on one, 2 products would be measured")
+    assert first.startswith("no GPU here; on one, 3 products would be measured")
     # relu keeps h rather than z, so inference and training share a forward
     assert sorted(line.strip().split(": ")[0] for line in lines) == [
         "backward of an MLP, 128 x 64 -> 96, relu, bfloat16",
+        "backward of an MLP, 128 x 64 -> 96, relu, bfloat16, dropout",
         "forward, 128 x 64 -> 96, relu, bfloat16",
     ]
 
@@ -27,7 +28,9 @@ def test_a_models_dimensions(capsys):
     assert cli.main(["tune", "--model-dims", "64", "96"]) == 0
     printed = capsys.readouterr().out
     for tokens in tune.TOKENS:
-        assert printed.count(f" {tokens} x 64 -> 96, silu, bfloat16") == 3  # forward twice, backward
+        assert (
+            printed.count(f" {tokens} x 64 -> 96, silu, bfloat16") == 4
+        )  # forward twice, backward with and without dropout
 
 
 def test_the_least_certain_first():
@@ -36,7 +39,7 @@ def test_the_least_certain_first():
     problems = tune.to_measure(shapes, None, torch.bfloat16, chip)
     doubts = [tune.doubt(problem, chip) for problem in problems]
     assert doubts == sorted(doubts)
-    assert len(problems) == len(set(problems)) == 6
+    assert len(problems) == len(set(problems)) == 8
     assert problems[0].m == 256
 
 
@@ -59,3 +62,8 @@ def test_what_is_no_shape(text, capsys):
 def test_a_typo_in_the_activation():
     with pytest.raises(SystemExit, match="epilogue tune: unknown activation 'gleu'"):
         cli.main(["tune", "--model-dims", "64", "96", "--activation", "gleu"])
+
+
+def test_what_runs_no_kernel_is_not_measured():
+    with pytest.raises(SystemExit, match="identity: without an activation the product is cuBLAS's"):
+        cli.main(["tune", "--shapes", "linear:8x8x8", "--activation", "identity"])

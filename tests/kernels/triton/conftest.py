@@ -11,7 +11,7 @@ from epilogue.triton import INTERPRET, interpreter_refusal
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode wants it
 torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN, so that what a kernel leaves unwritten shows
 
-collect_ignore = ["test_launches.py", "test_offline.py"] if INTERPRET else []
+collect_ignore = ["test_explained.py", "test_launches.py", "test_offline.py"] if INTERPRET else []
 if not INTERPRET and not torch.cuda.is_available():
     collect_ignore += [
         "test_bandwidth.py",
@@ -41,7 +41,7 @@ def chosen(request, monkeypatch):
 
     unfused = hasattr(request.node, "callspec") and request.node.callspec.params.get("kernel") == "unfused"
 
-    def choose(problem, chip, library=False):
+    def choose(problem, chip):
         return (
             "unfused" if unfused else next(c.choice for c in candidates(problem, chip) if isinstance(c.choice, Config))
         )

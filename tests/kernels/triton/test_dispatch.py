@@ -8,13 +8,15 @@ import pytest
 import torch
 
 import epilogue
-from epilogue.operands import Dropout, Operands
+from epilogue.operands import Operands
+from epilogue.saving import library_serves
 from epilogue.triton import configs, dispatch, tuned
 from epilogue.triton.chips import CHIPS, INTERPRETER, precision
-from epilogue.triton.configs import DACT, DROPPED, GLU, LINEAR, TABLE, Config, Problem, shared_bytes
+from epilogue.triton.configs import TABLE, Config, shared_bytes
 from epilogue.triton.costs import UNKNOWN, formula_cost
 from epilogue.triton.dispatch import candidates, choose, fused_time, unfused_time
-from epilogue.unfused import library_fwd, library_serves
+from epilogue.triton.problem import DACT, DROPPED, GLU, LINEAR, Problem
+from epilogue.unfused import library_fwd
 
 H200 = CHIPS["H200"]
 GELU = Problem(LINEAR, 8192, 14336, 4096, torch.bfloat16, "tf32", True, "gelu", gated=False, keeps=True)
@@ -252,7 +254,7 @@ def test_gelu_and_silu_stand_for_all(nothing_measured):
 
 def test_a_librarys_epilogue_stands_for_itself(nothing_measured):
     tuned.save({GELU: ("library", 1.0)}, H200, nothing_measured)
-    assert choose(GELU, H200, library=True) == "library"
+    assert choose(GELU._replace(library=True), H200) == "library"
     assert isinstance(choose(GELU, H200), Config)  # of a call that it does not serve, one without a bias for instance
     assert choose(GELU._replace(activation="mish"), H200) != "library"
 
@@ -319,14 +321,13 @@ def test_a_file_says_what_it_was_measured_on(nothing_measured):
 def test_what_the_library_serves():
     act = epilogue.ACTIVATIONS["relu"]
     layer = Operands(torch.randn(2, 5, 8), torch.randn(6, 8), None, torch.randn(6), None, act, (), False)
-    assert library_serves(layer, "nothing")
-    assert not library_serves(layer, "input")
-    assert not library_serves(layer._replace(bias=None), "nothing")
-    assert not library_serves(layer._replace(gated=True), "nothing")
-    assert not library_serves(layer._replace(dropout=Dropout(0.1, torch.tensor([1]))), "nothing")
-    assert not library_serves(layer._replace(act=epilogue.ACTIVATIONS["silu"]), "nothing")
-    assert not library_serves(
-        layer._replace(act=epilogue.ACTIVATIONS["gelu_tanh"]), "nothing"
-    )  # on the CPU it is not tanh's
+    assert library_serves(act, "nothing", gated=False, bias=True, dropout=False)
+    assert library_serves(act, "output", gated=False, bias=True, dropout=False)
+    assert not library_serves(act, "input", gated=False, bias=True, dropout=False)
+    assert not library_serves(act, "sign", gated=False, bias=True, dropout=False)
+    assert not library_serves(act, "nothing", gated=False, bias=False, dropout=False)
+    assert not library_serves(act, "nothing", gated=True, bias=True, dropout=False)
+    assert not library_serves(act, "nothing", gated=False, bias=True, dropout=True)
+    assert not library_serves(epilogue.ACTIVATIONS["silu"], "nothing", gated=False, bias=True, dropout=False)
     expected = torch.nn.functional.linear(layer.x, layer.weight, layer.bias).relu()
     torch.testing.assert_close(library_fwd(layer), expected)

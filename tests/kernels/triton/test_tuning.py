@@ -14,7 +14,8 @@ from epilogue.benchmarks.timing import Timing
 from epilogue.explanation import problems
 from epilogue.lookup import resolve_call
 from epilogue.triton import chips, dact, linear, tuned
-from epilogue.triton.configs import DACT, DROPPED, GLU, LINEAR, TABLE, Config, Problem
+from epilogue.triton.configs import TABLE, Config
+from epilogue.triton.problem import DACT, DROPPED, GLU, LINEAR, Problem
 
 PROBLEMS = [
     Problem(LINEAR, 64, 48, 32, torch.bfloat16, "tf32", False, "relu", gated=False, keeps=False),
@@ -149,7 +150,7 @@ def test_calls_ask_for_what_is_measured(op, activation, mode, dtype, sizes, chip
     if training:
         y.backward(torch.randn_like(y))
     act, values = resolve_call(name, activation, {}, gated)
-    assert asked == [*problems(name, m, k, n, act, values, dtype, training, dropout, chip).values()]
+    assert asked == [*problems(name, m, k, n, act, values, dtype, chip, training, dropout).values()]
 
 
 @pytest.mark.usefixtures("unfused_wins")
