@@ -18,17 +18,16 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from epilogue.benchmarks.offline import POINTER, SHARED_BYTES, Case, Resources, compile_case, epilogue_cost, shipped
+from epilogue.benchmarks.offline import CHIPS, Case, Resources, compile_case, epilogue_cost, shipped
 from epilogue.benchmarks.report import table
 from epilogue.catalogue import ACTIVATIONS
 from epilogue.triton.configs import POINTWISE, fitted
-from epilogue.triton.costs import formulas
+from epilogue.triton.cost import formulas
 
 WGMMA, MMA, LOAD, STORE = r"HGMMA|UTC\w*MMA", "HMMA", "UTMALDG", "UTMASTG"
 
@@ -62,8 +61,8 @@ def faults(case: Case, arch: str, resources: Resources) -> list[str]:
         found.append(f"{resources.stack} bytes of stack")
     if resources.spills:
         found.append(f"{resources.spills} spills")
-    if resources.shared > SHARED_BYTES[arch]:
-        found.append(f"{resources.shared} bytes of shared memory, a block may have {SHARED_BYTES[arch]}")
+    if resources.shared > CHIPS[arch].shared_bytes:
+        found.append(f"{resources.shared} bytes of shared memory, a block may have {CHIPS[arch].shared_bytes}")
     if case.kernel.endswith("_tma"):
         wanted = {"asynchronous matrix instruction": WGMMA, "TMA load": LOAD, "TMA store": STORE}
         found += [f"no {what}" for what, names in wanted.items() if not occurrences(names, resources.sass)]
@@ -199,31 +198,6 @@ def activations_table(rows: Iterable[Row]) -> str:
 
 def family(row: Row) -> str:
     return row.kernel + ", gated" * row.gated
-
-
-def costs(names: Iterable[str] = ACTIVATIONS) -> dict[str, dict[str, tuple[float, float]]]:
-    """dtype -> formula -> (instructions, MUFU) per element on sm_90: what the dispatcher's model reads."""
-    acts = [ACTIVATIONS[name] for name in names]
-    return {
-        str(dtype).removeprefix("torch."): {
-            formula.__name__: epilogue_cost(formula, tuple(act.params.values()), dtype, "sm_90", act.arity)
-            for act in acts
-            for formula in formulas(act, backward=True)
-        }
-        for dtype in POINTER
-    }
-
-
-def write_costs(path: Path) -> int:
-    """A line per formula, so that a change shows in a diff."""
-    found = costs()
-    blocks = [
-        f' "{dtype}": {{\n' + ",\n".join(f'  "{name}": {json.dumps(cost)}' for name, cost in of_dtype.items()) + "\n }"
-        for dtype, of_dtype in found.items()
-    ]
-    path.write_text("{\n" + ",\n".join(blocks) + "\n}\n")
-    print(f"written: {path}")
-    return 0
 
 
 def main(archs: Sequence[str], as_json: bool) -> int:

@@ -125,10 +125,6 @@ def _add_audit(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="sm_80, sm_90, sm_100 (default: all)",
     )  # fmt: skip
     audit.add_argument("--json", action="store_true", help="print a list of rows instead of tables")
-    audit.add_argument(
-        "--costs", type=Path, metavar="FILE",
-        help="instead write what each formula costs in an epilogue: kernels/triton/costs.json, which the choice of a kernel reads",
-    )  # fmt: skip
     audit.set_defaults(command=run.audit)
 
 

@@ -60,7 +60,7 @@ def audit(args: argparse.Namespace) -> int:
         raise SystemExit("epilogue audit: with TRITON_INTERPRET set Triton compiles nothing; unset it")
     from epilogue.benchmarks import audit
 
-    return audit.write_costs(args.costs) if args.costs else audit.main(args.arch, args.json)
+    return audit.main(args.arch, args.json)
 
 
 def tune(args: argparse.Namespace) -> int:

@@ -4,33 +4,41 @@ Needs a Triton that was imported without TRITON_INTERPRET.
 """
 
 import functools
+import inspect
 import itertools
 import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
 
-from epilogue.catalogue import ACTIVATIONS
-from epilogue.triton.configs import GLU, OPTIONS, POINTWISE, TABLE, Config, shared_bytes
-from epilogue.triton.dact import linear_dact_kernel, linear_dact_tma_kernel
-from epilogue.triton.linear import linear_fwd_kernel, linear_fwd_tma_kernel
-from epilogue.triton.operands import gradients
-from epilogue.triton.pointwise import act_bwd_kernel, act_fwd_kernel
+from epilogue.catalogue import ACTIVATIONS, Keep
+from epilogue.operands import Dropout, Operands
+from epilogue.triton import chips
+from epilogue.triton.configs import OPTIONS, TABLE, Config, shared_bytes
+from epilogue.triton.dact import linear_dact
+from epilogue.triton.linear import linear_fwd
+from epilogue.triton.pointwise import act_bwd, act_fwd
+from epilogue.triton.problem import GLU
 from epilogue.triton.tuned import STANDS_FOR_ALL
 from epilogue.triton.vocabulary import device_function
 
 POINTER = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
-SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
-"""Shared memory that one block may have, by architecture."""
+CHIPS = {"sm_80": chips.CHIPS["A100"], "sm_90": chips.CHIPS["H100"], "sm_100": chips.CHIPS["B200"]}
+"""By architecture, the chip that stands for it."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ def shipped(arch: str) -> Iterator[Case]:
         forms = (False, True) if family.name == "linear_dact" else (family is GLU,)
         dropout = family.dropout or family.name == "linear_fwd"
         for config, dtype, precision, gated in itertools.product(configs, dtypes, precisions, forms):
-            if shared_bytes(config, family, itemsize) <= SHARED_BYTES[arch]:
+            if shared_bytes(config, family, itemsize) <= CHIPS[arch].shared_bytes:
                 yield Case(kernel, config, dtype, STANDS_FOR_ALL[gated], gated, precision, dropout=dropout)
     for kernel, dtype, gated, dropout in itertools.product(
         ("act_fwd", "act_bwd"), POINTER, (False, True), (False, True)
@@ -83,113 +91,90 @@ def shipped(arch: str) -> Iterator[Case]:
         yield Case(kernel, None, dtype, STANDS_FOR_ALL[gated], gated, dropout=dropout)
 
 
+class _AbsentDriver:
+    """A driver that knows its target and nothing else: enough to compile, not to launch."""
+
+    def __init__(self, capability: int) -> None:
+        self.get_current_target = lambda: GPUTarget("cuda", capability, 32)
+        # Triton keeps what it compiled by device: none may be one that is here, or of another architecture.
+        self.get_current_device = lambda: -capability
+        self.get_current_stream = lambda device: 0
+
+
+@contextmanager
+def absent_gpu(arch: str) -> Iterator[list[Any]]:
+    """Within it the launchers compile for that architecture, and launch nothing; what they compiled is in the list."""
+    compiled: list[Any] = []
+    run = JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **kwargs):
+        compiled.append(run(self, *args, grid=grid, warmup=True, **kwargs))
+
+    with (
+        mock.patch.object(driver, "_active", _AbsentDriver(int(arch.removeprefix("sm_")))),
+        mock.patch.object(JITFunction, "run", compile_only),
+        mock.patch.object(chips, "gpu", return_value=CHIPS[arch]),
+    ):
+        yield compiled
+
+
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """Torch's setting for float32 products, "tf32" or "ieee"."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, precision
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
 def compile_case(case: Case, arch: str) -> Resources:
-    """Compile one case: z saved or h emitted (by act_bwd with dropout, an MLP's), no learnable parameter, operands aligned."""
-    kernel, arguments, options = _arguments(case)
-    signature: dict[str, Any] = {}
-    constants: dict[str, Any] = {}
-    attrs: dict[tuple[int], list] = {}
-    for index, parameter in enumerate(kernel.params):
-        name, value = parameter.name, arguments[parameter.name]
-        if parameter.is_constexpr or not isinstance(value, (str, tuple)):
-            signature[name] = "constexpr"
-            constants[name] = value
-            continue
-        signature[name] = value
-        if name in ("N", "K") or value == "i64" or value[:1] == "*":
-            attrs[(index,)] = [["tt.divisibility", 16]]
-    target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
-    compiled = triton.compile(ASTSource(kernel, signature, constants, attrs), target=target, options=options)
-    return _resources(compiled)
+    """Compile what the launcher launches: z saved or h emitted (by act_bwd with dropout, an MLP's), no learnable parameter."""
+    with absent_gpu(arch) as compiled, float32_products(case.precision):
+        _launch(case)
+    (kernel,) = compiled
+    return _resources(kernel)
 
 
-def _arguments(case: Case) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """(kernel, argument name -> type or compile-time value, launch options)."""
-    act = ACTIVATIONS[case.activation]
-    values = tuple(act.params.values())
-    shared: dict[str, Any] = {
-        "act_params": ("fp32",) * len(values),
-        "PARAM_STRIDES": (None,) * len(values),
-        "M": "i32",
-        "N": "i32",
-        "K": "i32",
-    }
-    pointer, up = POINTER[case.dtype], case.gated
-    shared |= {"signs_ptr": None, "stride_signs": "i64", "dropout": ("*i64", "i32", "fp32") if case.dropout else None}
-    if case.config is None:
-        tensors: dict[str, Any] = {f"{name}_ptr": pointer for name in ("z", "y", "dy", "saved", "dz")}
-        tensors |= {"up_ptr": pointer if up else None, "dup_ptr": pointer if up else None, "dparam_ptr": None}
-        tensors |= {"h_ptr": pointer if case.dropout else None}
-        tensors |= {"dbias_ptr": "*fp32", "dup_bias_ptr": "*fp32" if up else None, "rows_per_program": "i32"}
-        tensors |= dict.fromkeys(("stride_zm", "stride_dym", "stride_sm", "stride_dzm"), "i64") | {"stride_dyn": 1}
-        block = dict(POINTWISE)
-        options = {name: block.pop(name) for name in ("num_warps", *OPTIONS)}
-        forward = case.kernel == "act_fwd"
-        kernel, functions = (act_fwd_kernel, _value(case)) if forward else (act_bwd_kernel, _gradients(case))
-        return kernel, {**shared, **tensors, **functions, **block}, options
-    constants = case.config.constants()
-    options = {
-        name: constants.pop(name) for name in ("num_warps", "num_stages", "maxnreg", *OPTIONS) if name in constants
-    }
-    shared |= {"PRECISION": case.precision, **constants}
-    tma = case.kernel.endswith("_tma")
-    matrices: tuple[str, ...]
-    if case.kernel.startswith("linear_dact"):
-        kernel = linear_dact_tma_kernel if tma else linear_dact_kernel
-        shared |= {
-            "dbias_ptr": "*fp32", "dup_bias_ptr": "*fp32" if up else None, "dparam_ptr": None, "stride_dzm": "i64",
-            **_gradients(case),
-        }  # fmt: skip
-        matrices = ("dy", "weight", "saved", "up", "dz", "dup", "h")
+M, N, K = 128, 512, 256
+"""Of the operands: no size of a launch but whether N and K are multiples of 16 makes another kernel."""
+
+
+def _launch(case: Case) -> None:
+    act, gated = ACTIVATIONS[case.activation], case.gated
+    values = tuple(1.0 if value is inspect.Parameter.empty else value for value in act.params.values())
+    dropout = Dropout(0.5, torch.zeros(1, dtype=torch.int64)) if case.dropout else None
+
+    def matrix(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=case.dtype)
+
+    width = (1 + gated) * N
+    if case.kernel == "act_fwd":
+        act_fwd(matrix(M, width), matrix(M, N), None, act, values, gated, dropout)
+    elif case.kernel == "act_bwd":
+        kept: Keep = "input" if gated or case.dropout else act.saves(values)
+        needs = (True, case.dropout, case.bias, False)
+        act_bwd(matrix(M, N), matrix(M, width), kept, act, values, gated, dropout, needs)
+    elif case.kernel.startswith("linear_fwd"):
+        biases = (matrix(N) if case.bias else None, matrix(N) if case.bias and gated else None)
+        layer = Operands(
+            matrix(M, K), matrix(N, K), matrix(N, K) if gated else None, *biases, act, values, gated, dropout
+        )
+        linear_fwd(layer, "input", case.config)
     else:
-        kernel = linear_fwd_tma_kernel if tma else linear_fwd_kernel
-        shared |= {
-            "bias_ptr": pointer, "up_bias_ptr": pointer if up else None, **_value(case),
-        }  # fmt: skip
-        matrices = ("x", "weight", "up", "y", "z", "z_up")
-    shared |= {f"{name}_desc": _box(case, name) if tma else None for name in matrices}
-    shared |= {f"{name}_ptr": pointer for name in matrices}
-    if not up:
-        shared |= {f"{name}_{kind}": None for name in ("up", "dup", "z_up") for kind in ("desc", "ptr")}
-    strides = {
-        "stride_xm": "i64",
-        "stride_xk": 1,
-        "stride_wn": "i64",
-        "stride_wk": 1,
-        "stride_un": "i64",
-        "stride_uk": 1,
-    }
-    strides |= {"stride_dym": "i64", "stride_dyk": 1, "stride_zm": "i64", "stride_sm": "i64"}
-    if kernel is linear_dact_kernel:
-        strides |= {"stride_wk": "i64", "stride_wn": 1}  # the down weight [K, N], not [N, K]
-    if not case.bias:
-        shared |= dict.fromkeys(("bias_ptr", "up_bias_ptr", "dbias_ptr", "dup_bias_ptr"))
-    return kernel, {**strides, **shared}, options
-
-
-def _value(case: Case) -> dict[str, Any]:
-    act = ACTIVATIONS[case.activation]
-    return {"value": device_function(act.value, case.dtype), "GATED": act.arity == 1}
-
-
-def _gradients(case: Case) -> dict[str, Any]:
-    act = ACTIVATIONS[case.activation]
-    values = tuple(act.params.values())
-    kept = "input" if case.gated or case.kernel != "act_bwd" or case.dropout else act.saves(values)
-    return gradients(act, values, case.dtype, kept)
-
-
-def _box(case: Case, name: str) -> str:
-    """The type of a matrix's descriptor: an operand of the product by its own tile, all others by a piece of the epilogue."""
-    config = case.config
-    assert config is not None
-    operands = {"x": (config.BLOCK_M, config.BLOCK_K), "dy": (config.BLOCK_M, config.BLOCK_K)}
-    if case.kernel == "linear_dact_tma":
-        operands |= {"weight": (config.BLOCK_K, config.BLOCK_N)}
-    else:
-        operands |= dict.fromkeys(("weight", "up"), (config.BLOCK_N, config.BLOCK_K))
-    rows, columns = operands.get(name, (config.BLOCK_M, config.BLOCK_N // config.PIECES))
-    return f"tensordesc<{POINTER[case.dtype][1:]}[{rows},{columns}]>"
+        linear_dact(
+            matrix(M, K),
+            matrix(K, N),
+            matrix(M, width),
+            "input",
+            act,
+            values,
+            gated,
+            dropout,
+            (True, case.bias, False),
+            case.config,
+        )
 
 
 def _resources(compiled: Any) -> Resources:

@@ -3,18 +3,10 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from ..approximations import FAST
-from ..trace import PRINTING, C, printed
-from ..vocabulary import bind
+from ..trace import C, printed, vocabulary
 
 STORED = {"float16": "HALF", "bfloat16": "BFLOAT16", "float32": "SINGLE", "float64": "DOUBLE"}
-
-
-def vocabulary(dtype: str) -> dict[str, Any]:
-    """The printing primitives for results of that dtype: the fast forms of 16 bits write themselves out."""
-    return {**PRINTING, **{name: bind(primitive, PRINTING) for name, primitive in FAST.get(dtype, {}).items()}}
 
 
 def function(name: str, formula: Callable, dtype: str) -> str:

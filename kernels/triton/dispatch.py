@@ -10,7 +10,7 @@ from ..catalogue import ACTIVATIONS
 from . import tuned
 from .chips import Machine
 from .configs import TABLE, Choice, Config, fitted, shared_bytes
-from .costs import formula_cost
+from .cost import formula_cost
 from .problem import Problem
 
 

@@ -9,10 +9,9 @@ import torch
 pytest.importorskip("triton")
 pytest.importorskip("tqdm")
 from epilogue.benchmarks import audit, cli
-from epilogue.benchmarks.offline import SHARED_BYTES, Case, Resources, shipped
+from epilogue.benchmarks.offline import CHIPS, Case, Resources, shipped
 from epilogue.catalogue import ACTIVATIONS
 from epilogue.triton import INTERPRET
-from epilogue.triton.costs import PATH, formulas
 
 pytestmark = pytest.mark.skipif(INTERPRET, reason="Triton compiles nothing while it interprets")
 
@@ -32,7 +31,7 @@ def test_what_is_clean():
     [
         ({"spills": 3}, "3 spills"),
         ({"stack": 16}, "16 bytes of stack"),
-        ({"shared": SHARED_BYTES["sm_90"] + 1}, "232449 bytes of shared memory, a block may have 232448"),
+        ({"shared": CHIPS["sm_90"].shared_bytes + 1}, "232449 bytes of shared memory, a block may have 232448"),
         ({"sass": "HMMA UTMALDG UTMASTG"}, "no asynchronous matrix instruction"),
         ({"sass": "HGMMA UTMASTG"}, "no TMA load"),
         ({"sass": "HGMMA UTMALDG"}, "no TMA store"),
@@ -42,7 +41,7 @@ def test_what_is_not(doctored, fault):
     assert audit.faults(FORWARD, "sm_90", replace(CLEAN, **doctored)) == [fault]
 
 
-@pytest.mark.parametrize("arch", SHARED_BYTES)
+@pytest.mark.parametrize("arch", CHIPS)
 def test_every_activation_meets_every_kernel(arch):
     cases = list(shipped(arch))
     picked = list(audit.every_activation(cases))
@@ -103,22 +102,6 @@ def test_tables_and_verdict(capsys, monkeypatch):
     monkeypatch.setattr(audit, "compile_case", lambda case, arch: replace(CLEAN, spills=3))
     assert cli.main(["audit", "--arch", "sm_90"]) == 1
     assert "FAILED: sm_90 act_bwd-relu-bfloat16-tf32: 3 spills" in capsys.readouterr().out
-
-
-def test_costs_of_formulas(tmp_path, monkeypatch):
-    """What the dispatcher's model reads is what the compiler makes of the formulas today."""
-    names = ("relu", "gelu", "maxout")
-    measured = audit.costs(names)
-    shipped_costs = json.loads(PATH.read_text())
-    assert len(measured["bfloat16"]) == 7
-    for dtype, of_dtype in measured.items():
-        for name, cost in of_dtype.items():
-            assert shipped_costs[dtype][name] == pytest.approx(cost, abs=2), (dtype, name)
-    expected = {formula.__name__ for act in ACTIVATIONS.values() for formula in formulas(act, True)}
-    assert all(set(of_dtype) == expected for of_dtype in shipped_costs.values())
-    monkeypatch.setattr(audit, "costs", lambda: {"float32": {"relu": (1.0, 0.0)}})
-    assert cli.main(["audit", "--costs", str(tmp_path / "costs.json")]) == 0
-    assert json.loads((tmp_path / "costs.json").read_text()) == {"float32": {"relu": [1.0, 0.0]}}
 
 
 def test_processes_keep_the_order():

@@ -13,10 +13,11 @@ from epilogue.saving import library_serves
 from epilogue.triton import configs, dispatch, tuned
 from epilogue.triton.chips import CHIPS, INTERPRETER, precision
 from epilogue.triton.configs import TABLE, Config, shared_bytes
-from epilogue.triton.costs import UNKNOWN, formula_cost
+from epilogue.triton.cost import formula_cost
 from epilogue.triton.dispatch import candidates, choose, fused_time, unfused_time
 from epilogue.triton.problem import DACT, DROPPED, GLU, LINEAR, Problem
 from epilogue.unfused import library_fwd
+from epilogue.vocabulary import exp
 
 H200 = CHIPS["H200"]
 GELU = Problem(LINEAR, 8192, 14336, 4096, torch.bfloat16, "tf32", True, "gelu", gated=False, keeps=True)
@@ -172,11 +173,16 @@ def test_what_an_activation_costs():
     assert formula_cost(gelu, False, torch.bfloat16) < formula_cost(gelu, True, torch.bfloat16)
     assert formula_cost(gelu, False, torch.bfloat16) < formula_cost(gelu, False, torch.float32)
 
-    @epilogue.activation(oracle=lambda F, x: x)
-    def unheard_of(x):
-        return x
+    @epilogue.activation(oracle=lambda F, x, steep: x * F.sigmoid(steep * x))
+    def unheard_of(x, steep=1.0):
+        return x / (1.0 + exp(-steep * x)) * (1.0 / steep)
 
-    assert formula_cost(unheard_of, False, torch.bfloat16) == UNKNOWN
+    # In 32 bits: -steep once for all elements, a product, exp, a sum, a division, and a product by what is computed once.
+    instructions, special = formula_cost(unheard_of, False, torch.float32)
+    assert instructions == pytest.approx(0.95 + 5.3 + 0.95 + 6.6 + 0.95)
+    assert special == 2
+    silu = epilogue.ACTIVATIONS["silu"]
+    assert formula_cost(silu.gated, False, torch.bfloat16) == formula_cost(silu, False, torch.bfloat16)
     exact = GELU._replace(activation="mish")
     config = choose(GELU, H200)
     assert fused_time(exact, config, H200) > fused_time(GELU._replace(activation="relu"), config, H200)

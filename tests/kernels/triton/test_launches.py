@@ -5,46 +5,22 @@ The interpreter binds arguments in a way of its own, and the offline compiler is
 
 import pytest
 import torch
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
 
 import epilogue
+from epilogue.benchmarks.offline import absent_gpu
 from epilogue.operands import Dropout, Operands
-from epilogue.triton import dact, linear, operands, pointwise
-from epilogue.triton.chips import CHIPS
+from epilogue.triton import dact, linear, pointwise
 from epilogue.triton.dropout import dropout_mask
 
 
-class AbsentGPU:
-    """A driver that knows its target and nothing else: enough to compile, not to launch."""
-
-    def __init__(self, capability):
-        self.get_current_target = lambda: GPUTarget("cuda", capability, 32)
-        # Triton keeps what it compiled by device: none may be that of another test, or one that is here.
-        self.get_current_device = lambda: -capability
-        self.get_current_stream = lambda device: 0
-
-
-@pytest.fixture(params=[80, 90], ids=["sm_80", "sm_90"])
+@pytest.fixture(params=["sm_80", "sm_90"])
 def launched(request, monkeypatch):
-    """Names of the kernels that were launched, which were compiled instead."""
-    names = []
-    run = JITFunction.run
-
-    def compile_only(self, *args, grid, warmup, **kwargs):
-        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
-        assert kernel.metadata.target.arch == request.param
-        assert kernel.metadata.enable_fp_fusion
-        names.append(self.__name__)
-
+    """What the launchers compiled, and did not launch."""
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "0")  # what Triton 3.10 makes the default
-    monkeypatch.setattr(driver, "_active", AbsentGPU(request.param))
-    monkeypatch.setattr(JITFunction, "run", compile_only)
-    chip = CHIPS["H100" if request.param >= 90 else "A100"]
-    for module in (dact, linear, operands, pointwise):
-        monkeypatch.setattr(module, "machine", lambda x: chip)
-    return names
+    with absent_gpu(request.param) as compiled:
+        yield compiled
+    assert all(kernel.metadata.target.arch == int(request.param.removeprefix("sm_")) for kernel in compiled)
+    assert all(kernel.metadata.enable_fp_fusion for kernel in compiled)
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -70,7 +46,8 @@ def test_launch(launched, shape, name, values, gated, request):
     dropout_mask(dropped.dropout, m, n)
     tma = "_tma" if "sm_90" in request.node.name and "aligned" in request.node.name else ""
     forward, backward = f"linear_fwd{tma}_kernel", f"linear_dact{tma}_kernel"
-    assert launched == [forward, "act_bwd_kernel", forward, backward, "dropout_mask_kernel"]
+    names = [forward, "act_bwd_kernel", forward, backward, "dropout_mask_kernel"]
+    assert [kernel.metadata.name for kernel in launched] == names
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -83,4 +60,4 @@ def test_launch_unfused(launched, gated):
     dact.linear_dact(
         x, torch.zeros(k, n).bfloat16(), kept, keep, act, (), gated, dropout, (gated, True, False), "unfused"
     )
-    assert launched == ["act_fwd_kernel", "act_bwd_kernel"]
+    assert [kernel.metadata.name for kernel in launched] == ["act_fwd_kernel", "act_bwd_kernel"]

@@ -1,21 +1,25 @@
 """Every shipped kernel x config compiles clean for sm_80, sm_90 and sm_100, without a GPU; on sm_90 every activation's largest too."""
 
+import inspect
+import itertools
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
+import epilogue
+
 pytest.importorskip("tqdm")
 from epilogue.benchmarks.audit import every_activation, faults
-from epilogue.benchmarks.offline import SHARED_BYTES, compile_case, epilogue_cost, shipped
+from epilogue.benchmarks.offline import CHIPS, compile_case, epilogue_cost, shipped
 from epilogue.catalogue import ACTIVATIONS
+from epilogue.triton.cost import cost_of, formulas
 
 # Beside the shipped kernels, every activation in the forward's largest tiles, and the dearest formulas in the backward's, which takes ten
 # seconds to compile. What the architectures have in common is tried on one of them; `epilogue audit` tries it all.
 DEAREST = ("gelu", "gelu_tanh", "mish", "softplus", "tanhshrink", "celu")
-SHIPPED = [
-    (case, arch) for arch in SHARED_BYTES for case in shipped(arch) if arch == "sm_90" or case.dtype != torch.float16
-]
+SHIPPED = [(case, arch) for arch in CHIPS for case in shipped(arch) if arch == "sm_90" or case.dtype != torch.float16]
 EXPENSIVE = [
     (case, "sm_90")
     for case in every_activation(shipped("sm_90"))
@@ -42,6 +46,7 @@ BUDGETS = {"sigmoid_": 5, "gelu": 12, "gelu_tanh": 9, "gelu_grad": 15, "softplus
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("formula", BUDGETS)
 def test_cost_of_a_formula(formula, dtype):
+    """What the compiler makes of it is within the budget, and what the dispatcher takes it to cost."""
     entry, function = next(
         (entry, function)
         for entry in ACTIVATIONS.values()
@@ -51,6 +56,20 @@ def test_cost_of_a_formula(formula, dtype):
     instructions, special = epilogue_cost(function, tuple(entry.params.values()), dtype, "sm_90")
     assert 4 <= instructions <= BUDGETS[formula]
     assert 1 <= special <= 3
+    assert cost_of(function, 1, dtype) == (pytest.approx(instructions, abs=2.5), pytest.approx(special, abs=0.25))
+
+
+@pytest.mark.slow
+def test_cost_of_every_formula():
+    """The weights of cost.py are as near to what the compiler makes of the catalogue as they are said to be."""
+    errors = []
+    for entry in ACTIVATIONS.values():
+        values = tuple(1.0 if value is inspect.Parameter.empty else value for value in entry.params.values())
+        for formula, dtype in itertools.product(formulas(entry, backward=True), epilogue.operands.DTYPES):
+            counted = epilogue_cost(formula, values, dtype, "sm_90", entry.arity)
+            errors.append(cost_of(formula, entry.arity, dtype)[0] - counted[0])
+    assert max(map(abs, errors)) < 8
+    assert math.sqrt(sum(error**2 for error in errors) / len(errors)) < 1
 
 
 def test_cost_of_a_pair():

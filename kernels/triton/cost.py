@@ -1,0 +1,79 @@
+"""What an activation costs in an epilogue: a weight for each operation that its formulas are made of."""
+
+import functools
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+
+from ..catalogue import Activation
+from ..trace import COMPARISONS, Value, traced, vocabulary
+
+WEIGHTS = {
+    "*": (0.95, 0.0), "+": (0.95, 0.0), "fused": (-1.0, 0.0), "absolute": (0.0, 0.0), "negative": (0.85, 0.0),
+    "maximum": (0.9, 0.0), "where": (0.9, 0.0), "reciprocal": (6.6, 1.0), "reciprocal_approx": (1.3, 1.0),
+    "exp": (5.3, 1.0), "exp2_approx": (0.95, 1.0), "expm1": (24.6, 1.0), "log": (25.0, 0.0), "log1p": (28.6, 0.0),
+    "log2_approx": (0.0, 1.0), "normal_cdf": (51.2, 3.0), "sigmoid": (11.1, 2.0), "sqrt": (1.6, 1.0), "tanh": (16.0, 2.0),
+}  # fmt: skip
+"""Operation -> (instructions, special functions among them) per element on sm_90.
+
+Fitted by least squares to what Triton 3.9.0 makes of every formula of the catalogue (`epilogue audit` counts it), then rounded: off by
+0.8 instructions RMS and 7 at most, of laplace's 60. `log` is in no formula of the catalogue; it was counted alone.
+"""
+
+
+def formulas(act: Activation, backward: bool) -> list[Callable]:
+    """What a product kernel computes of each element: the value, in backward the derivatives and, for h, the value again."""
+    base = act.gate or act
+    derivatives = [base.derivatives[operand] for operand in base.operands] if backward else []
+    return [*derivatives, base.value]
+
+
+def operations(formula: Callable, arity: int, dtype: torch.dtype) -> Counter[str]:
+    """How often each operation is in the formula for results of that dtype, element by element.
+
+    What depends on the activation's parameters alone is computed once for all elements, and does not count. A division by such a number
+    is a multiplication; of a product and the sum that alone takes it the compiler makes one operation, which "fused" counts.
+    """
+    arguments, values, _ = traced(formula, vocabulary(str(dtype).removeprefix("torch.")))
+    varying = {argument.place for argument in arguments[:arity]}
+    found: Counter[str] = Counter()
+    users: Counter[int] = Counter()
+    products, sums = set(), []
+
+    def varies(operand: object) -> bool:
+        return isinstance(operand, Value) and operand.place in varying
+
+    for value in values:
+        of = [operand.place for operand in value.operands if varies(operand)]
+        if not of:
+            continue
+        varying.add(value.place)
+        users.update(of)
+        operation = "*" if value.operation == "/" and not varies(value.operands[1]) else value.operation
+        found[_NAMES.get(operation, operation)] += 1
+        if operation == "*":
+            products.add(value.place)
+        elif operation in ("+", "-"):
+            sums.append(of)
+    found["fused"] = sum(any(place in products and users[place] == 1 for place in of) for of in sums)
+    return found
+
+
+_NAMES = {"-": "+", "minimum": "maximum", "/": "reciprocal", **dict.fromkeys(COMPARISONS, "where")}
+"""Operations that cost the same as another."""
+
+
+@functools.cache
+def formula_cost(act: Activation, backward: bool, dtype: torch.dtype) -> tuple[float, float]:
+    """(instructions, special functions among them) per element, of results of that dtype; what two formulas share counts twice."""
+    base = act.gate or act
+    costs = [cost_of(formula, base.arity, dtype) for formula in formulas(act, backward)]
+    return sum(cost[0] for cost in costs), sum(cost[1] for cost in costs)
+
+
+def cost_of(formula: Callable, arity: int, dtype: torch.dtype) -> tuple[float, float]:
+    """(instructions, special functions among them) of one formula, per element."""
+    counted = operations(formula, arity, dtype).items()
+    instructions = sum(WEIGHTS[operation][0] * count for operation, count in counted)
+    return instructions, sum(WEIGHTS[operation][1] * count for operation, count in counted)
