@@ -5,7 +5,6 @@ gradient. Two kernels and a rule for arguments' names, as in linear.py.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
@@ -18,40 +17,31 @@ from ..unfused import unfused_dact
 from .chips import machine, precision
 from .configs import Choice, Config
 from .dispatch import choose
-from .dropout import drawn, dropped
-from .operands import descriptor, descriptors_serve, gradients, on_device, param_arguments, tiles
+from .epilogue import Epilogue, Gradients, column_pieces, dot, finish_backward, tile_position
+from .operands import (
+    descriptor,
+    descriptors_serve,
+    gradient_functions,
+    on_device,
+    param_arguments,
+    tile_argument,
+    tiles,
+)
 from .pointwise import act_bwd
 from .problem import Problem, backward_problem
-from .tiles import (
-    activate,
-    column_pieces,
-    dot,
-    load_params,
-    load_signs,
-    param_gradient,
-    rounded,
-    store_sum,
-    tile_position,
-    up_gradient,
-    widened,
-    z_gradient,
-)
 
 
 @triton.jit(do_not_specialize=["M"])
 def linear_dact_kernel(
-    dy_ptr, weight_ptr, saved_ptr, up_ptr, signs_ptr, dz_ptr, dup_ptr, h_ptr, dbias_ptr, dup_bias_ptr, dparam_ptr,
-    act_params, dropout, M, N, K, stride_dym, stride_dyk, stride_wk, stride_wn, stride_sm, stride_signs, stride_dzm,
+    dy_ptr, weight_ptr, epilogue, gradients, M, N, K, stride_dym, stride_dyk, stride_wk, stride_wn,
     value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr, grad_param: tl.constexpr,
     PARAM_STRIDES: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    """dz [M, N] = dropout(dy [M, K] weight [K, N]) ⊙ act'(saved), with `up` the gradients of both operands; h [M, N] unless None.
+    """The gradients of finish_backward for dh [M, N] = dy [M, K] weight [K, N]. One tile per program.
 
-    Of the sums over rows, one per tile: dbias and dup_bias of row stride stride_dzm, dparam of row stride N. One tile per program. The
-    epilogue goes in column pieces: in one it would hold five tiles and spill.
+    The epilogue goes in column pieces: in one it would hold five tiles and spill.
     """
-    WIDTH: tl.constexpr = BLOCK_N // PIECES
     tile_m, tile_n = tile_position(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -70,91 +60,33 @@ def linear_dact_kernel(
         w_ptrs += step * stride_wk
     pieces = column_pieces(acc, PIECES)
     for i in tl.static_range(PIECES):
-        start = tile_n * BLOCK_N + i * WIDTH
-        cols = start + tl.arange(0, WIDTH)
-        cols64 = cols.to(tl.int64)[None, :]
-        mask = row_mask & (cols < N)[None, :]
-        values = load_params(act_params, cols, N, PARAM_STRIDES)
-        dh = pieces[i]
-        if dropout is not None:
-            kept = drawn(dropout, tile_m * BLOCK_M, start, BLOCK_M, WIDTH)
-            dh = dropped(dh, kept, dropout)
-        if signs_ptr is not None:
-            saved = load_signs(signs_ptr, rows64, cols, stride_signs, mask)
-        else:
-            saved = widened(tl.load(saved_ptr + rows64 * stride_sm + cols64, mask=mask, other=0.0))
-        up = None
-        if up_ptr is not None:
-            up = widened(tl.load(up_ptr + rows64 * stride_sm + cols64, mask=mask, other=0.0))
-        dz = z_gradient(dh, saved, up, values, grad, grad_up)
-        tl.store(dz_ptr + rows64 * stride_dzm + cols64, rounded(dz, dz_ptr.dtype.element_ty), mask=mask)
-        store_sum(dbias_ptr, dz, tile_m, cols, mask, N, stride_dzm)
-        if up_ptr is not None:
-            dup = up_gradient(dh, saved, up, values, value, grad_up)
-            tl.store(dup_ptr + rows64 * stride_dzm + cols64, rounded(dup, dz_ptr.dtype.element_ty), mask=mask)
-            store_sum(dup_bias_ptr, dup, tile_m, cols, mask, N, stride_dzm)
-        if dparam_ptr is not None:
-            dparam = param_gradient(dh, saved, up, values, grad_param, grad_up is None)
-            store_sum(dparam_ptr, dparam, tile_m, cols, mask, N, N)
-        if h_ptr is not None:
-            h = activate(saved, up, values, value, grad_up is None)
-            if dropout is not None:
-                h = dropped(h, kept, dropout)
-            tl.store(h_ptr + rows64 * N + cols64, rounded(h, h_ptr.dtype.element_ty), mask=mask)
+        row, col = tile_m * BLOCK_M, tile_n * BLOCK_N + i * (BLOCK_N // PIECES)
+        finish_backward(
+            pieces[i], epilogue, gradients, tile_m, row, col, M, N, value, grad, grad_up, grad_param, PARAM_STRIDES, False
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["M"])
 def linear_dact_tma_kernel(
-    dy_desc, weight_desc, saved_desc, up_desc, signs_ptr, dz_desc, dup_desc, h_desc, dbias_ptr, dup_bias_ptr, dparam_ptr,
-    act_params, dropout, M, N, K, stride_signs, stride_dzm,
+    dy_desc, weight_desc, epilogue, gradients, M, N, K,
     value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr, grad_param: tl.constexpr,
     PARAM_STRIDES: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
     """The same by tensor descriptors, persistent as linear_fwd_tma_kernel is."""
-    WIDTH: tl.constexpr = BLOCK_N // PIECES
     count = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), count, tl.num_programs(0), flatten=True):
         tile_m, tile_n = tile_position(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
-        row, col = tile_m * BLOCK_M, tile_n * BLOCK_N
+        row, first = tile_m * BLOCK_M, tile_n * BLOCK_N
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for k in range(0, K, BLOCK_K):
-            acc = dot(dy_desc.load([row, k]), weight_desc.load([k, col]), acc, PRECISION)
-        rows = row + tl.arange(0, BLOCK_M)
-        row_mask = (rows < M)[:, None]
+            acc = dot(dy_desc.load([row, k]), weight_desc.load([k, first]), acc, PRECISION)
         pieces = column_pieces(acc, PIECES)
         for i in tl.static_range(PIECES):
-            start = col + i * WIDTH
-            cols = start + tl.arange(0, WIDTH)
-            values = load_params(act_params, cols, N, PARAM_STRIDES)
-            dh = pieces[i]
-            if dropout is not None:
-                kept = drawn(dropout, row, start, BLOCK_M, WIDTH)
-                dh = dropped(dh, kept, dropout)
-            if signs_ptr is not None:
-                saved = load_signs(
-                    signs_ptr, rows.to(tl.int64)[:, None], cols, stride_signs, row_mask & (cols < N)[None, :]
-                )
-            else:
-                saved = widened(saved_desc.load([row, start]))
-            up = None
-            if up_desc is not None:
-                up = widened(up_desc.load([row, start]))
-            dz = z_gradient(dh, saved, up, values, grad, grad_up)
-            dz_desc.store([row, start], rounded(dz, dz_desc.dtype))
-            store_sum(dbias_ptr, dz, tile_m, cols, row_mask, N, stride_dzm)
-            if up_desc is not None:
-                dup = up_gradient(dh, saved, up, values, value, grad_up)
-                dup_desc.store([row, start], rounded(dup, dz_desc.dtype))
-                store_sum(dup_bias_ptr, dup, tile_m, cols, row_mask, N, stride_dzm)
-            if dparam_ptr is not None:
-                dparam = param_gradient(dh, saved, up, values, grad_param, grad_up is None)
-                store_sum(dparam_ptr, dparam, tile_m, cols, row_mask, N, N)
-            if h_desc is not None:
-                h = activate(saved, up, values, value, grad_up is None)
-                if dropout is not None:
-                    h = dropped(h, kept, dropout)
-                h_desc.store([row, start], rounded(h, h_desc.dtype))
+            col = first + i * (BLOCK_N // PIECES)
+            finish_backward(
+                pieces[i], epilogue, gradients, tile_m, row, col, M, N, value, grad, grad_up, grad_param, PARAM_STRIDES, True
+            )  # fmt: skip
 
 
 def linear_dact(
@@ -195,29 +127,24 @@ def _fused_dact(
     if m and n:
         matrix, signs = (None, saved) if kept == "sign" else (saved, None)
         params, strides = param_arguments(values)
-        functions = gradients(act, values, dy.dtype, kept)
+        functions = gradient_functions(act, values, dy.dtype, kept)
         constants = {**functions, "PARAM_STRIDES": strides, "PRECISION": precision(dy.dtype), **config.constants()}
-        epilogue = (*halves(matrix, n, gated), signs, *halves(dz, n, gated), h)
-        sums = (*halves(dbias, n, gated), dparam, params, dropout and dropout.argument())
+        block = (config.BLOCK_M, config.BLOCK_N // config.PIECES) if config.tma else None
+        z, up, dz_gate, dz_up = (
+            tile_argument(half, block) for half in (*halves(matrix, n, gated), *halves(dz, n, gated))
+        )
+        sums = (tile_argument(matrix, None) for matrix in (*halves(dbias, n, gated), dparam))
+        epilogue = Epilogue(None, None, params, dropout and dropout.argument(), z, up, signs)
+        arguments = epilogue, Gradients(dz_gate, dz_up, tile_argument(h, block), *sums), m, n, dy.shape[1]
         with on_device(dy):
-            (_launch_tma if config.tma else _launch_pointer)(dy, weight, epilogue, sums, config, constants)
+            if config.tma:
+                loads = (
+                    descriptor(dy, (config.BLOCK_M, config.BLOCK_K)),
+                    descriptor(weight, (config.BLOCK_K, config.BLOCK_N)),
+                )
+                programs = min(tiles(m, n, config), machine(dy).processors)
+                linear_dact_tma_kernel[(programs,)](*loads, *arguments, **constants)
+            else:
+                grid = (tiles(m, n, config),)
+                linear_dact_kernel[grid](dy, weight, *arguments, *dy.stride(), *weight.stride(), **constants)
     return dz, h, None if dbias is None else dbias.sum(0), None if dparam is None else dparam.sum(0)
-
-
-def _launch_tma(dy, weight, epilogue, sums, config: Config, constants: dict[str, Any]) -> None:
-    saved, up, signs, dz, dup, h = epilogue
-    (m, k), n = dy.shape, weight.shape[1]
-    piece = (config.BLOCK_M, config.BLOCK_N // config.PIECES)
-    loads = descriptor(dy, (config.BLOCK_M, config.BLOCK_K)), descriptor(weight, (config.BLOCK_K, config.BLOCK_N))
-    saved, up, dz_desc, dup, h = (descriptor(matrix, piece) for matrix in (saved, up, dz, dup, h))
-    programs = min(tiles(m, n, config), machine(dy).processors)
-    linear_dact_tma_kernel[(programs,)](
-        *loads, saved, up, signs, dz_desc, dup, h, *sums, m, n, k, triton.cdiv(n, 8), dz.stride(0), **constants
-    )
-
-
-def _launch_pointer(dy, weight, epilogue, sums, config: Config, constants: dict[str, Any]) -> None:
-    saved, _, _, dz, *_ = epilogue
-    (m, k), n = dy.shape, weight.shape[1]
-    strides = (*dy.stride(), *weight.stride(), 0 if saved is None else saved.stride(0), triton.cdiv(n, 8), dz.stride(0))
-    linear_dact_kernel[(tiles(m, n, config),)](dy, weight, *epilogue, *sums, m, n, k, *strides, **constants)

@@ -10,6 +10,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ..catalogue import Activation, Keep, formulas
 from .chips import machine, precision
 from .configs import Config
+from .epilogue import Rows
 from .vocabulary import device_function
 
 
@@ -19,7 +20,7 @@ def param_arguments(values: tuple) -> tuple[tuple, tuple]:
     return tuple(v.resolve_neg().contiguous() if isinstance(v, Tensor) else v for v in values), strides
 
 
-def gradients(act: Activation, values: tuple, dtype: torch.dtype, kept: Keep) -> dict[str, Any]:
+def gradient_functions(act: Activation, values: tuple, dtype: torch.dtype, kept: Keep) -> dict[str, Any]:
     """The derivative kernels' functions for this activation and what was kept."""
     found = formulas(act, values, kept)
     return {name: formula and device_function(formula, dtype) for name, formula in found.items()}
@@ -36,6 +37,13 @@ def tiles(m: int, n: int, config: Config) -> int:
 
 def descriptor(matrix: Tensor | None, block: tuple[int, int]) -> TensorDescriptor | None:
     return None if matrix is None else TensorDescriptor.from_tensor(matrix, list(block))
+
+
+def tile_argument(matrix: Tensor | None, block: tuple[int, int] | None) -> Rows | TensorDescriptor | None:
+    """The matrix as an epilogue takes it: a descriptor of blocks of that size, or by rows; None of None."""
+    if matrix is None:
+        return None
+    return Rows(matrix, matrix.stride(0)) if block is None else descriptor(matrix, block)
 
 
 def descriptors_serve(*matrices: Tensor | None) -> bool:

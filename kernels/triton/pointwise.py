@@ -16,106 +16,96 @@ from ..operands import Dropout, halves
 from .chips import machine
 from .configs import POINTWISE
 from .dropout import drawn, dropped
-from .operands import gradients, on_device, param_arguments
-from .tiles import (
+from .epilogue import (
+    Epilogue,
+    Gradients,
     activate,
+    finish,
     load_params,
-    load_signs,
+    load_saved,
+    load_tile,
     param_gradient,
-    rounded,
-    store_signs,
+    store_tile,
     up_gradient,
     widened,
     z_gradient,
 )
+from .operands import gradient_functions, on_device, param_arguments, tile_argument
 from .vocabulary import device_function
 
 
 @triton.jit(do_not_specialize=["M"])
 def act_fwd_kernel(
-    z_ptr, up_ptr, y_ptr, signs_ptr, act_params, dropout, M, N, stride_zm, stride_signs,
+    z, up, y, epilogue, M, N,
     value: tl.constexpr, GATED: tl.constexpr, PARAM_STRIDES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """y [M, N] = dropout(act(z)), or with `up` that of both; signs those of act's result, unless None. y may be z."""
+    """y [M, N] = finish(z), with `up` that of both. y may be z."""
     row, col = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
-    rows64 = (row + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None]
-    cols = col + tl.arange(0, BLOCK_N)
-    cols64 = cols.to(tl.int64)[None, :]
-    mask = (rows64 < M) & (cols < N)[None, :]
-    z = tl.load(z_ptr + rows64 * stride_zm + cols64, mask=mask, other=0.0).to(tl.float32)
-    up = None
-    if up_ptr is not None:
-        up = tl.load(up_ptr + rows64 * stride_zm + cols64, mask=mask, other=0.0).to(tl.float32)
-    y = activate(z, up, load_params(act_params, cols, N, PARAM_STRIDES), value, GATED)
-    if signs_ptr is not None:
-        store_signs(signs_ptr, y, row, col, M, N, stride_signs)
-    if dropout is not None:
-        y = dropped(y, drawn(dropout, row, col, BLOCK_M, BLOCK_N), dropout)
-    tl.store(y_ptr + rows64 * N + cols64, rounded(y, y_ptr.dtype.element_ty), mask=mask)
+    z_tile = load_tile(z, row, col, M, N, BLOCK_M, BLOCK_N, False).to(tl.float32)
+    up_tile = None
+    if up is not None:
+        up_tile = load_tile(up, row, col, M, N, BLOCK_M, BLOCK_N, False).to(tl.float32)
+    result = finish(z_tile, up_tile, epilogue, row, col, M, N, value, GATED, PARAM_STRIDES, False)
+    store_tile(y, result, row, col, M, N, False)
 
 
 @triton.jit(do_not_specialize=["M", "rows_per_program"])
 def act_bwd_kernel(
-    dy_ptr, saved_ptr, up_ptr, signs_ptr, dz_ptr, dup_ptr, h_ptr, dbias_ptr, dup_bias_ptr, dparam_ptr, act_params, dropout,
-    M, N, stride_dym, stride_dyn, stride_sm, stride_signs, stride_dzm, rows_per_program,
+    dy_ptr, epilogue, gradients, M, N, stride_dym, stride_dyn, rows_per_program,
     value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr, grad_param: tl.constexpr,
     PARAM_STRIDES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dz [M, N] = dropout(dy) ⊙ act'(saved), h [M, N] = dropout(act(saved)) unless None, and per program the float32 column sums of dz and
     of the learnable parameter's gradient. dz may be dy.
 
-    With `up`, the gradients of both operands. Sums land in row program_id(0) of [programs, N] arrays of row stride stride_dzm (dparam's:
-    N): no atomics.
+    With `up`, the gradients of both operands. Sums land in row program_id(0) of [programs, N] arrays: no atomics.
     """
     col = tl.program_id(1) * BLOCK_N
     cols = col + tl.arange(0, BLOCK_N)
     cols64 = cols.to(tl.int64)[None, :]
     col_mask = cols < N
-    values = load_params(act_params, cols, N, PARAM_STRIDES)
+    values = load_params(epilogue.params, cols, N, PARAM_STRIDES)
     sum_z = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     sum_up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     sum_param = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     first = tl.program_id(0) * rows_per_program
-    for start in range(first, min(first + rows_per_program, M), BLOCK_M):
-        rows = start + tl.arange(0, BLOCK_M)
+    for row in range(first, min(first + rows_per_program, M), BLOCK_M):
+        rows = row + tl.arange(0, BLOCK_M)
         rows64 = rows.to(tl.int64)[:, None]
         mask = (rows < M)[:, None] & col_mask[None, :]
         dy = tl.load(dy_ptr + rows64 * stride_dym + cols64 * stride_dyn, mask=mask, other=0.0).to(tl.float32)
-        if dropout is not None:
-            kept = drawn(dropout, start, col, BLOCK_M, BLOCK_N)
-            dy = dropped(dy, kept, dropout)
-        if signs_ptr is not None:
-            saved = load_signs(signs_ptr, rows64, cols, stride_signs, mask)
-        else:
-            saved = widened(tl.load(saved_ptr + rows64 * stride_sm + cols64, mask=mask, other=0.0))
+        if epilogue.dropout is not None:
+            kept = drawn(epilogue.dropout, row, col, BLOCK_M, BLOCK_N)
+            dy = dropped(dy, kept, epilogue.dropout)
+        saved = load_saved(epilogue, row, col, M, N, BLOCK_M, BLOCK_N, False)
         up = None
-        if up_ptr is not None:
-            up = widened(tl.load(up_ptr + rows64 * stride_sm + cols64, mask=mask, other=0.0))
+        if epilogue.up is not None:
+            up = widened(load_tile(epilogue.up, row, col, M, N, BLOCK_M, BLOCK_N, False))
             dup = up_gradient(dy, saved, up, values, value, grad_up)
         dz = z_gradient(dy, saved, up, values, grad, grad_up)
-        if dparam_ptr is not None:
+        if gradients.dparam is not None:
             dparam = param_gradient(dy, saved, up, values, grad_param, grad_up is None)
             sum_param += tl.where(mask, dparam, 0.0)
-        if h_ptr is not None:
+        if gradients.h is not None:
             h = activate(saved, up, values, value, grad_up is None)
-            if dropout is not None:
-                h = dropped(h, kept, dropout)
-            tl.store(h_ptr + rows64 * N + cols64, rounded(h, h_ptr.dtype.element_ty), mask=mask)
-        if dup_ptr is not None:
-            tl.store(dup_ptr + rows64 * stride_dzm + cols64, rounded(dup, dup_ptr.dtype.element_ty), mask=mask)
-        if dup_bias_ptr is not None:
+            if epilogue.dropout is not None:
+                h = dropped(h, kept, epilogue.dropout)
+            store_tile(gradients.h, h, row, col, M, N, False)
+        if gradients.dup is not None:
+            store_tile(gradients.dup, dup, row, col, M, N, False)
+        if gradients.dup_bias is not None:
             sum_up += tl.where(mask, dup, 0.0)
-        if dz_ptr is not None:
-            tl.store(dz_ptr + rows64 * stride_dzm + cols64, rounded(dz, dz_ptr.dtype.element_ty), mask=mask)
-        if dbias_ptr is not None:
+        if gradients.dz is not None:
+            store_tile(gradients.dz, dz, row, col, M, N, False)
+        if gradients.dbias is not None:
             sum_z += tl.where(mask, dz, 0.0)
     out = tl.program_id(0).to(tl.int64)
-    if dbias_ptr is not None:
-        tl.store(dbias_ptr + out * stride_dzm + cols, tl.sum(sum_z, 0), mask=col_mask)
-    if dup_bias_ptr is not None:
-        tl.store(dup_bias_ptr + out * stride_dzm + cols, tl.sum(sum_up, 0), mask=col_mask)
-    if dparam_ptr is not None:
-        tl.store(dparam_ptr + out * N + cols, tl.sum(sum_param, 0), mask=col_mask)
+    if gradients.dbias is not None:
+        tl.store(gradients.dbias.ptr + out * gradients.dbias.stride + cols, tl.sum(sum_z, 0), mask=col_mask)
+    if gradients.dup_bias is not None:
+        tl.store(gradients.dup_bias.ptr + out * gradients.dup_bias.stride + cols, tl.sum(sum_up, 0), mask=col_mask)
+    if gradients.dparam is not None:
+        tl.store(gradients.dparam.ptr + out * gradients.dparam.stride + cols, tl.sum(sum_param, 0), mask=col_mask)
 
 
 def act_fwd(
@@ -125,12 +115,13 @@ def act_fwd(
     m, n = y.shape
     if not y.numel():
         return
-    gate, up = halves(z, n, gated)
+    gate, up = (tile_argument(half, None) for half in halves(z, n, gated))
     params, strides = param_arguments(values)
+    epilogue = Epilogue(params=params, dropout=dropout and dropout.argument(), signs=signs)
     grid = triton.cdiv(m, POINTWISE["BLOCK_M"]), triton.cdiv(n, POINTWISE["BLOCK_N"])
     with on_device(y):
         act_fwd_kernel[grid](
-            gate, up, y, signs, params, dropout and dropout.argument(), m, n, z.stride(0), triton.cdiv(n, 8),
+            gate, up, tile_argument(y, None), epilogue, m, n,
             value=device_function((act.gate or act).value, y.dtype), GATED=act.arity == 1 or act.gate is not None,
             PARAM_STRIDES=strides, **POINTWISE,
         )  # fmt: skip
@@ -156,13 +147,14 @@ def act_bwd(
     dparam = dy.new_empty(programs, n, dtype=torch.float32) if needs[3] else None
     if dy.numel():
         matrix, signs = (None, saved) if kept == "sign" else (saved, None)
-        (gate, up), (dz_gate, dz_up), (db_gate, db_up) = (halves(t, n, gated) for t in (matrix, dz, dbias))
+        written = (*halves(dz, n, gated), h, *halves(dbias, n, gated), dparam)
+        gate, up, *results = (tile_argument(t, None) for t in (*halves(matrix, n, gated), *written))
         params, strides = param_arguments(values)
+        epilogue = Epilogue(None, None, params, dropout and dropout.argument(), gate, up, signs)
         with on_device(dy):
             act_bwd_kernel[(programs, triton.cdiv(n, POINTWISE["BLOCK_N"]))](
-                dy, gate, up, signs, dz_gate, dz_up, h, db_gate, db_up, dparam, params, dropout and dropout.argument(),
-                m, n, *dy.stride(), saved.stride(0), triton.cdiv(n, 8), width, rows_per_program,
-                **gradients(act, values, dy.dtype, kept), PARAM_STRIDES=strides, **POINTWISE,
+                dy, epilogue, Gradients(*results), m, n, *dy.stride(), rows_per_program,
+                **gradient_functions(act, values, dy.dtype, kept), PARAM_STRIDES=strides, **POINTWISE,
             )  # fmt: skip
     return dz, h, None if dbias is None else dbias.sum(0), None if dparam is None else dparam.sum(0)
 

@@ -1,0 +1,282 @@
+"""The epilogue of a product: what it takes beside the product, and what it does with a tile of it. The kernels bring tiles and a schedule.
+
+`finish` is forward's, `finish_backward` that of an MLP's backward. An operand more is a field of `Epilogue` and a line in them.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .dropout import drawn, dropped
+from .vocabulary import INTERPRETED, maximum, minimum
+
+
+class Rows(NamedTuple):
+    """A matrix by the address of its first element and the distance of its rows; columns are neighbours."""
+
+    ptr: Any
+    stride: int
+
+
+class Epilogue(NamedTuple):
+    """What an epilogue takes beside the product; None where absent. Matrices are `Rows`, or descriptors of blocks as large as its tiles.
+
+    A kernel has it as one argument.
+    """
+
+    bias: Any = None
+    up_bias: Any = None
+    params: tuple = ()
+    dropout: tuple | None = None
+    z: Any = None  # kept for backward, which reads it: the pre-activation, or in backward y
+    up: Any = None  # that of a gated layer's second product
+    signs: Any = None  # a bit of each element of y in place of z
+
+
+class Gradients(NamedTuple):
+    """What backward's epilogue writes, in the same manner; the sums over a tile's rows are float32, a row for each tile."""
+
+    dz: Any = None
+    dup: Any = None
+    h: Any = None
+    dbias: Any = None
+    dup_bias: Any = None
+    dparam: Any = None
+
+
+# Shared by the kernels' loops: the order of tiles, and the product.
+
+
+@triton.jit
+def tile_position(tile, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
+    """(tile_m, tile_n) of the tile-th tile: GROUP_M rows of tiles are walked column by column, so that both operands stay in L2."""
+    tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    group = tile // (GROUP_M * tiles_n)
+    first = group * GROUP_M
+    height = min(tiles_m - first, GROUP_M)
+    within = tile % (GROUP_M * tiles_n)
+    return first + within % height, within // height
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a b in float32."""
+    if INTERPRETED:  # its tl.dot returns garbage on bfloat16, without a message
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    else:
+        return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def column_pieces(z, PIECES: tl.constexpr):
+    """z [rows, cols] as a tuple of PIECES (a power of two) column blocks: an epilogue in pieces needs a piece's registers."""
+    if PIECES == 1:
+        return (z,)
+    else:
+        left, right = z.reshape(z.shape[0], 2, z.shape[1] // 2).permute(0, 2, 1).split()
+        if PIECES == 2:
+            return (left, right)
+        else:
+            return column_pieces(left, PIECES // 2) + column_pieces(right, PIECES // 2)
+
+
+@triton.jit
+def rounded(x, dtype: tl.constexpr):
+    """float32 x in `dtype`, to nearest even."""
+    if INTERPRETED and dtype == tl.bfloat16:  # the interpreter's own conversion truncates
+        bits = x.to(tl.int32, bitcast=True)
+        nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
+        return tl.where(x == x, nearest, x).to(tl.bfloat16)
+    else:
+        return x.to(dtype)
+
+
+@triton.jit
+def widened(saved):
+    """What was kept for backward, as float32. An infinity of float16 is the largest number: z may have overflowed in its rounding
+    where y, of the z before it, had not, and inf · 0 would be a gradient of NaN.
+    """
+    wide = saved.to(tl.float32)
+    if saved.dtype == tl.float16:
+        return minimum(maximum(wide, -65504.0), 65504.0)
+    else:
+        return wide
+
+
+@triton.jit
+def load_params(params, cols, N, PARAM_STRIDES: tl.constexpr):
+    """The activation's parameters: a number as it is (stride None), a tensor as a float32 row over the columns (stride 0 or 1)."""
+    values = ()
+    for i in tl.static_range(len(PARAM_STRIDES)):
+        if PARAM_STRIDES[i] is None:
+            values = values + (params[i],)  # type: ignore[assignment]
+        else:
+            row = tl.load(params[i] + cols * PARAM_STRIDES[i], mask=cols < N, other=0.0)
+            values = values + (row.to(tl.float32)[None, :],)  # type: ignore[assignment]
+    return values
+
+
+@triton.jit
+def add_bias(z, bias_ptr, cols, N):
+    """z + bias in float32; z where there is no bias."""
+    if bias_ptr is None:
+        return z
+    else:
+        return z + tl.load(bias_ptr + cols, mask=cols < N, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def activate(z, up, values, value: tl.constexpr, GATED: tl.constexpr):
+    """act(z); with `up`, act(z) · up where the activation is elementwise (GATED), act(z, up) where it is a pair."""
+    if up is None:
+        return value(z, *values)
+    elif GATED:
+        return value(z, *values) * up
+    else:
+        return value(z, up, *values)
+
+
+@triton.jit
+def z_gradient(dy, z, up, values, grad: tl.constexpr, grad_up: tl.constexpr):
+    """dz of y = activate(z, up): of a pair by `grad`, of a gated activation (grad_up None) by the product rule."""
+    if up is None:
+        return dy * grad(z, *values)
+    elif grad_up is None:
+        return dy * up * grad(z, *values)
+    else:
+        return dy * grad(z, up, *values)
+
+
+@triton.jit
+def up_gradient(dy, z, up, values, value: tl.constexpr, grad_up: tl.constexpr):
+    """dup of y = activate(z, up)."""
+    if grad_up is None:
+        return dy * value(z, *values)
+    else:
+        return dy * grad_up(z, up, *values)
+
+
+@triton.jit
+def param_gradient(dy, z, up, values, grad_param: tl.constexpr, GATED: tl.constexpr):
+    """The learnable parameter's gradient, element by element."""
+    if up is None:
+        return dy * grad_param(z, *values)
+    elif GATED:
+        return dy * up * grad_param(z, *values)
+    else:
+        return dy * grad_param(z, up, *values)
+
+
+@triton.jit
+def store_signs(signs_ptr, y, row, col, M, N):
+    """y > 0, a bit per element: eight columns a byte, the first in its lowest bit. col is a multiple of 8."""
+    rows = (row + tl.arange(0, y.shape[0]))[:, None]
+    bytes_ = (col // 8 + tl.arange(0, y.shape[1] // 8))[None, :]
+    bits = (y > 0.0).to(tl.int32).reshape(y.shape[0], y.shape[1] // 8, 8) << tl.arange(0, 8)[None, None, :]
+    mask = (rows < M) & (bytes_ < tl.cdiv(N, 8))
+    tl.store(signs_ptr + rows.to(tl.int64) * tl.cdiv(N, 8) + bytes_, tl.sum(bits, 2).to(tl.uint8), mask=mask)
+
+
+@triton.jit
+def load_signs(signs_ptr, row, col, M, N, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """What store_signs stored, as 1.0 and 0.0."""
+    rows, cols = row + tl.arange(0, ROWS), col + tl.arange(0, COLS)
+    mask = (rows < M)[:, None] & (cols < N)[None, :]
+    packed = tl.load(signs_ptr + rows.to(tl.int64)[:, None] * tl.cdiv(N, 8) + (cols // 8)[None, :], mask=mask, other=0)
+    return ((packed.to(tl.int32) >> (cols % 8)[None, :]) & 1).to(tl.float32)
+
+
+@triton.jit
+def load_tile(matrix, row, col, M, N, ROWS: tl.constexpr, COLS: tl.constexpr, TMA: tl.constexpr):
+    """[ROWS, COLS] of a matrix [M, N] from (row, col) on, 0 beyond it."""
+    if TMA:
+        return matrix.load([row, col])
+    else:
+        rows, cols = row + tl.arange(0, ROWS), col + tl.arange(0, COLS)
+        mask = (rows < M)[:, None] & (cols < N)[None, :]
+        ptrs = matrix.ptr + rows.to(tl.int64)[:, None] * matrix.stride + cols.to(tl.int64)[None, :]
+        return tl.load(ptrs, mask=mask, other=0.0)
+
+
+@triton.jit
+def store_tile(matrix, x, row, col, M, N, TMA: tl.constexpr):
+    """Write float32 x to a matrix [M, N] from (row, col) on, in its dtype."""
+    if TMA:
+        matrix.store([row, col], rounded(x, matrix.dtype))
+    else:
+        rows, cols = row + tl.arange(0, x.shape[0]), col + tl.arange(0, x.shape[1])
+        mask = (rows < M)[:, None] & (cols < N)[None, :]
+        ptrs = matrix.ptr + rows.to(tl.int64)[:, None] * matrix.stride + cols.to(tl.int64)[None, :]
+        tl.store(ptrs, rounded(x, matrix.ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_saved(epilogue, row, col, M, N, ROWS: tl.constexpr, COLS: tl.constexpr, TMA: tl.constexpr):
+    """What was kept for backward of a tile, float32."""
+    if epilogue.signs is not None:
+        return load_signs(epilogue.signs, row, col, M, N, ROWS, COLS)
+    else:
+        return widened(load_tile(epilogue.z, row, col, M, N, ROWS, COLS, TMA))
+
+
+@triton.jit
+def store_sum(sums, x, tile_m, row, col, M, N):
+    """The float32 column sums of a tile x as row tile_m of [tiles_m, N], so that no atomics are needed; nothing where None."""
+    if sums is not None:
+        rows, cols = row + tl.arange(0, x.shape[0]), col + tl.arange(0, x.shape[1])
+        mask = (rows < M)[:, None] & (cols < N)[None, :]
+        total = tl.sum(tl.where(mask, x, 0.0), 0)
+        tl.store(sums.ptr + tile_m.to(tl.int64) * sums.stride + cols, total, mask=cols < N)
+
+
+@triton.jit
+def finish(
+    z, up, epilogue, row, col, M, N, value: tl.constexpr, GATED: tl.constexpr, PARAM_STRIDES: tl.constexpr, TMA: tl.constexpr
+):  # fmt: skip
+    """y = dropout(act(z + bias)), with `up` that of both, for a tile of products from (row, col) on; what is kept is stored on the way."""
+    cols = col + tl.arange(0, z.shape[1])
+    z = add_bias(z, epilogue.bias, cols, N)
+    if epilogue.z is not None:
+        store_tile(epilogue.z, z, row, col, M, N, TMA)
+    if up is not None:
+        up = add_bias(up, epilogue.up_bias, cols, N)
+        if epilogue.up is not None:
+            store_tile(epilogue.up, up, row, col, M, N, TMA)
+    y = activate(z, up, load_params(epilogue.params, cols, N, PARAM_STRIDES), value, GATED)
+    if epilogue.signs is not None:
+        store_signs(epilogue.signs, y, row, col, M, N)
+    if epilogue.dropout is not None:
+        y = dropped(y, drawn(epilogue.dropout, row, col, y.shape[0], y.shape[1]), epilogue.dropout)
+    return y
+
+
+@triton.jit
+def finish_backward(
+    dh, epilogue, gradients, tile_m, row, col, M, N, value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr,
+    grad_param: tl.constexpr, PARAM_STRIDES: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """dz = dropout(dh) ⊙ act'(saved) and what else `gradients` wants, for a tile of dh from (row, col) on."""
+    values = load_params(epilogue.params, col + tl.arange(0, dh.shape[1]), N, PARAM_STRIDES)
+    if epilogue.dropout is not None:
+        kept = drawn(epilogue.dropout, row, col, dh.shape[0], dh.shape[1])
+        dh = dropped(dh, kept, epilogue.dropout)
+    saved = load_saved(epilogue, row, col, M, N, dh.shape[0], dh.shape[1], TMA)
+    up = None
+    if epilogue.up is not None:
+        up = widened(load_tile(epilogue.up, row, col, M, N, dh.shape[0], dh.shape[1], TMA))
+    dz = z_gradient(dh, saved, up, values, grad, grad_up)
+    store_tile(gradients.dz, dz, row, col, M, N, TMA)
+    store_sum(gradients.dbias, dz, tile_m, row, col, M, N)
+    if up is not None:
+        dup = up_gradient(dh, saved, up, values, value, grad_up)
+        store_tile(gradients.dup, dup, row, col, M, N, TMA)
+        store_sum(gradients.dup_bias, dup, tile_m, row, col, M, N)
+    if gradients.dparam is not None:
+        dparam = param_gradient(dh, saved, up, values, grad_param, grad_up is None)
+        store_sum(gradients.dparam, dparam, tile_m, row, col, M, N)
+    if gradients.h is not None:
+        h = activate(saved, up, values, value, grad_up is None)
+        if epilogue.dropout is not None:
+            h = dropped(h, kept, epilogue.dropout)
+        store_tile(gradients.h, h, row, col, M, N, TMA)
