@@ -17,7 +17,7 @@ from ..unfused import unfused_dact
 from .chips import machine, precision
 from .configs import Choice, Config
 from .dispatch import choose
-from .epilogue import Epilogue, Gradients, column_pieces, dot, finish_backward, tile_position
+from .epilogue import Epilogue, Sums, column_pieces, dot, finish_backward, tile_position
 from .operands import (
     descriptor,
     descriptors_serve,
@@ -33,12 +33,12 @@ from .problem import Problem, backward_problem
 
 @triton.jit(do_not_specialize=["M"])
 def linear_dact_kernel(
-    dy_ptr, weight_ptr, epilogue, gradients, M, N, K, stride_dym, stride_dyk, stride_wk, stride_wn,
+    dy_ptr, weight_ptr, saved_ptr, up_ptr, dz_ptr, dup_ptr, h_ptr, epilogue, sums, M, N, K, stride_dym, stride_dyk, stride_wk, stride_wn,
     value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr, grad_param: tl.constexpr,
     PARAM_STRIDES: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of finish_backward for dh [M, N] = dy [M, K] weight [K, N]. One tile per program.
+    """What finish_backward writes for dh [M, N] = dy [M, K] weight [K, N]. One tile per program.
 
     The epilogue goes in column pieces: in one it would hold five tiles and spill.
     """
@@ -62,13 +62,14 @@ def linear_dact_kernel(
     for i in tl.static_range(PIECES):
         row, col = tile_m * BLOCK_M, tile_n * BLOCK_N + i * (BLOCK_N // PIECES)
         finish_backward(
-            pieces[i], epilogue, gradients, tile_m, row, col, M, N, value, grad, grad_up, grad_param, PARAM_STRIDES, False
+            pieces[i], saved_ptr, up_ptr, dz_ptr, dup_ptr, h_ptr, epilogue, sums, tile_m, row, col, M, N,
+            value, grad, grad_up, grad_param, PARAM_STRIDES, False,
         )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["M"])
 def linear_dact_tma_kernel(
-    dy_desc, weight_desc, epilogue, gradients, M, N, K,
+    dy_desc, weight_desc, saved_desc, up_desc, dz_desc, dup_desc, h_desc, epilogue, sums, M, N, K,
     value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr, grad_param: tl.constexpr,
     PARAM_STRIDES: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, PIECES: tl.constexpr,
@@ -85,7 +86,8 @@ def linear_dact_tma_kernel(
         for i in tl.static_range(PIECES):
             col = first + i * (BLOCK_N // PIECES)
             finish_backward(
-                pieces[i], epilogue, gradients, tile_m, row, col, M, N, value, grad, grad_up, grad_param, PARAM_STRIDES, True
+                pieces[i], saved_desc, up_desc, dz_desc, dup_desc, h_desc, epilogue, sums, tile_m, row, col, M, N,
+                value, grad, grad_up, grad_param, PARAM_STRIDES, True,
             )  # fmt: skip
 
 
@@ -130,12 +132,10 @@ def _fused_dact(
         functions = gradient_functions(act, values, dy.dtype, kept)
         constants = {**functions, "PARAM_STRIDES": strides, "PRECISION": precision(dy.dtype), **config.constants()}
         block = (config.BLOCK_M, config.BLOCK_N // config.PIECES) if config.tma else None
-        z, up, dz_gate, dz_up = (
-            tile_argument(half, block) for half in (*halves(matrix, n, gated), *halves(dz, n, gated))
-        )
-        sums = (tile_argument(matrix, None) for matrix in (*halves(dbias, n, gated), dparam))
-        epilogue = Epilogue(None, None, params, dropout and dropout.argument(), z, up, signs)
-        arguments = epilogue, Gradients(dz_gate, dz_up, tile_argument(h, block), *sums), m, n, dy.shape[1]
+        matrices = (*halves(matrix, n, gated), *halves(dz, n, gated), h)
+        epilogue = Epilogue(None, None, params, dropout and dropout.argument(), saved.stride(0), signs)
+        sums = Sums(*halves(dbias, n, gated), dz.stride(0), dparam)
+        arguments = *(tile_argument(each, block) for each in matrices), epilogue, sums, m, n, dy.shape[1]
         with on_device(dy):
             if config.tma:
                 loads = (

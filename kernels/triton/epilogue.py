@@ -12,36 +12,27 @@ from .dropout import drawn, dropped
 from .vocabulary import INTERPRETED, maximum, minimum
 
 
-class Rows(NamedTuple):
-    """A matrix by the address of its first element and the distance of its rows; columns are neighbours."""
-
-    ptr: Any
-    stride: int
-
-
 class Epilogue(NamedTuple):
-    """What an epilogue takes beside the product; None where absent. Matrices are `Rows`, or descriptors of blocks as large as its tiles.
+    """What an epilogue takes beside the product; None where absent. A kernel has it as one argument.
 
-    A kernel has it as one argument.
+    Matrices as large as the result are arguments of their own, pointers or descriptors of the epilogue's tiles: Triton 3.6 and 3.7 compile
+    a kernel that has a descriptor in a tuple, but cannot launch it.
     """
 
     bias: Any = None
     up_bias: Any = None
     params: tuple = ()
     dropout: tuple | None = None
-    z: Any = None  # kept for backward, which reads it: the pre-activation, or in backward y
-    up: Any = None  # that of a gated layer's second product
-    signs: Any = None  # a bit of each element of y in place of z
+    stride: int = 0  # of the rows of what is kept for backward, z and up
+    signs: Any = None  # a bit of each element of y, kept in place of z
 
 
-class Gradients(NamedTuple):
-    """What backward's epilogue writes, in the same manner; the sums over a tile's rows are float32, a row for each tile."""
+class Sums(NamedTuple):
+    """The sums over rows that backward's epilogue writes, float32, a row for each tile; None where absent."""
 
-    dz: Any = None
-    dup: Any = None
-    h: Any = None
     dbias: Any = None
     dup_bias: Any = None
+    stride: int = 0  # of the rows of these two, and of dz and dup
     dparam: Any = None
 
 
@@ -188,61 +179,64 @@ def load_signs(signs_ptr, row, col, M, N, ROWS: tl.constexpr, COLS: tl.constexpr
 
 
 @triton.jit
-def load_tile(matrix, row, col, M, N, ROWS: tl.constexpr, COLS: tl.constexpr, TMA: tl.constexpr):
+def load_tile(matrix, stride, row, col, M, N, ROWS: tl.constexpr, COLS: tl.constexpr, TMA: tl.constexpr):
     """[ROWS, COLS] of a matrix [M, N] from (row, col) on, 0 beyond it."""
     if TMA:
         return matrix.load([row, col])
     else:
         rows, cols = row + tl.arange(0, ROWS), col + tl.arange(0, COLS)
         mask = (rows < M)[:, None] & (cols < N)[None, :]
-        ptrs = matrix.ptr + rows.to(tl.int64)[:, None] * matrix.stride + cols.to(tl.int64)[None, :]
+        ptrs = matrix + rows.to(tl.int64)[:, None] * stride + cols.to(tl.int64)[None, :]
         return tl.load(ptrs, mask=mask, other=0.0)
 
 
 @triton.jit
-def store_tile(matrix, x, row, col, M, N, TMA: tl.constexpr):
+def store_tile(matrix, stride, x, row, col, M, N, TMA: tl.constexpr):
     """Write float32 x to a matrix [M, N] from (row, col) on, in its dtype."""
     if TMA:
         matrix.store([row, col], rounded(x, matrix.dtype))
     else:
         rows, cols = row + tl.arange(0, x.shape[0]), col + tl.arange(0, x.shape[1])
         mask = (rows < M)[:, None] & (cols < N)[None, :]
-        ptrs = matrix.ptr + rows.to(tl.int64)[:, None] * matrix.stride + cols.to(tl.int64)[None, :]
-        tl.store(ptrs, rounded(x, matrix.ptr.dtype.element_ty), mask=mask)
+        ptrs = matrix + rows.to(tl.int64)[:, None] * stride + cols.to(tl.int64)[None, :]
+        tl.store(ptrs, rounded(x, matrix.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def load_saved(epilogue, row, col, M, N, ROWS: tl.constexpr, COLS: tl.constexpr, TMA: tl.constexpr):
-    """What was kept for backward of a tile, float32."""
+def load_saved(z, epilogue, row, col, M, N, ROWS: tl.constexpr, COLS: tl.constexpr, TMA: tl.constexpr):
+    """What was kept for backward of a tile, float32: of a matrix z, or the signs in its place."""
     if epilogue.signs is not None:
         return load_signs(epilogue.signs, row, col, M, N, ROWS, COLS)
     else:
-        return widened(load_tile(epilogue.z, row, col, M, N, ROWS, COLS, TMA))
+        return widened(load_tile(z, epilogue.stride, row, col, M, N, ROWS, COLS, TMA))
 
 
 @triton.jit
-def store_sum(sums, x, tile_m, row, col, M, N):
+def store_sum(sums, stride, x, tile_m, row, col, M, N):
     """The float32 column sums of a tile x as row tile_m of [tiles_m, N], so that no atomics are needed; nothing where None."""
     if sums is not None:
         rows, cols = row + tl.arange(0, x.shape[0]), col + tl.arange(0, x.shape[1])
-        mask = (rows < M)[:, None] & (cols < N)[None, :]
-        total = tl.sum(tl.where(mask, x, 0.0), 0)
-        tl.store(sums.ptr + tile_m.to(tl.int64) * sums.stride + cols, total, mask=cols < N)
+        total = tl.sum(tl.where((rows < M)[:, None], x, 0.0), 0)
+        tl.store(sums + tile_m.to(tl.int64) * stride + cols, total, mask=cols < N)
 
 
 @triton.jit
 def finish(
-    z, up, epilogue, row, col, M, N, value: tl.constexpr, GATED: tl.constexpr, PARAM_STRIDES: tl.constexpr, TMA: tl.constexpr
+    z, up, z_kept, up_kept, epilogue, row, col, M, N,
+    value: tl.constexpr, GATED: tl.constexpr, PARAM_STRIDES: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """y = dropout(act(z + bias)), with `up` that of both, for a tile of products from (row, col) on; what is kept is stored on the way."""
+    """y = dropout(act(z + bias)), with `up` that of both, for a tile of products from (row, col) on.
+
+    On the way the pre-activations go to z_kept and up_kept, and the signs where the epilogue wants them.
+    """
     cols = col + tl.arange(0, z.shape[1])
     z = add_bias(z, epilogue.bias, cols, N)
-    if epilogue.z is not None:
-        store_tile(epilogue.z, z, row, col, M, N, TMA)
+    if z_kept is not None:
+        store_tile(z_kept, epilogue.stride, z, row, col, M, N, TMA)
     if up is not None:
         up = add_bias(up, epilogue.up_bias, cols, N)
-        if epilogue.up is not None:
-            store_tile(epilogue.up, up, row, col, M, N, TMA)
+        if up_kept is not None:
+            store_tile(up_kept, epilogue.stride, up, row, col, M, N, TMA)
     y = activate(z, up, load_params(epilogue.params, cols, N, PARAM_STRIDES), value, GATED)
     if epilogue.signs is not None:
         store_signs(epilogue.signs, y, row, col, M, N)
@@ -253,30 +247,31 @@ def finish(
 
 @triton.jit
 def finish_backward(
-    dh, epilogue, gradients, tile_m, row, col, M, N, value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr,
-    grad_param: tl.constexpr, PARAM_STRIDES: tl.constexpr, TMA: tl.constexpr,
+    dh, saved, up_saved, dz, dup, h, epilogue, sums, tile_m, row, col, M, N,
+    value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr, grad_param: tl.constexpr,
+    PARAM_STRIDES: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """dz = dropout(dh) ⊙ act'(saved) and what else `gradients` wants, for a tile of dh from (row, col) on."""
+    """Write dz = dropout(dh) ⊙ act'(saved), dup, h = dropout(act(saved)) and the sums for a tile of dh from (row, col) on."""
     values = load_params(epilogue.params, col + tl.arange(0, dh.shape[1]), N, PARAM_STRIDES)
     if epilogue.dropout is not None:
         kept = drawn(epilogue.dropout, row, col, dh.shape[0], dh.shape[1])
         dh = dropped(dh, kept, epilogue.dropout)
-    saved = load_saved(epilogue, row, col, M, N, dh.shape[0], dh.shape[1], TMA)
+    z = load_saved(saved, epilogue, row, col, M, N, dh.shape[0], dh.shape[1], TMA)
     up = None
-    if epilogue.up is not None:
-        up = widened(load_tile(epilogue.up, row, col, M, N, dh.shape[0], dh.shape[1], TMA))
-    dz = z_gradient(dh, saved, up, values, grad, grad_up)
-    store_tile(gradients.dz, dz, row, col, M, N, TMA)
-    store_sum(gradients.dbias, dz, tile_m, row, col, M, N)
-    if up is not None:
-        dup = up_gradient(dh, saved, up, values, value, grad_up)
-        store_tile(gradients.dup, dup, row, col, M, N, TMA)
-        store_sum(gradients.dup_bias, dup, tile_m, row, col, M, N)
-    if gradients.dparam is not None:
-        dparam = param_gradient(dh, saved, up, values, grad_param, grad_up is None)
-        store_sum(gradients.dparam, dparam, tile_m, row, col, M, N)
-    if gradients.h is not None:
-        h = activate(saved, up, values, value, grad_up is None)
+    if up_saved is not None:
+        up = widened(load_tile(up_saved, epilogue.stride, row, col, M, N, dh.shape[0], dh.shape[1], TMA))
+    z_grad = z_gradient(dh, z, up, values, grad, grad_up)
+    store_tile(dz, sums.stride, z_grad, row, col, M, N, TMA)
+    store_sum(sums.dbias, sums.stride, z_grad, tile_m, row, col, M, N)
+    if up_saved is not None:
+        up_grad = up_gradient(dh, z, up, values, value, grad_up)
+        store_tile(dup, sums.stride, up_grad, row, col, M, N, TMA)
+        store_sum(sums.dup_bias, sums.stride, up_grad, tile_m, row, col, M, N)
+    if sums.dparam is not None:
+        param_grad = param_gradient(dh, z, up, values, grad_param, grad_up is None)
+        store_sum(sums.dparam, N, param_grad, tile_m, row, col, M, N)
+    if h is not None:
+        result = activate(z, up, values, value, grad_up is None)
         if epilogue.dropout is not None:
-            h = dropped(h, kept, epilogue.dropout)
-        store_tile(gradients.h, h, row, col, M, N, TMA)
+            result = dropped(result, kept, epilogue.dropout)
+        store_tile(h, N, result, row, col, M, N, TMA)

@@ -24,7 +24,7 @@ from .vocabulary import device_function
 
 @triton.jit(do_not_specialize=["M"])
 def linear_fwd_kernel(
-    x_ptr, weight_ptr, up_ptr, y, epilogue, M, N, K, stride_xm, stride_xk, stride_wn, stride_wk, stride_un, stride_uk,
+    x_ptr, weight_ptr, up_ptr, y_ptr, z_ptr, z_up_ptr, epilogue, M, N, K, stride_xm, stride_xk, stride_wn, stride_wk, stride_un, stride_uk,
     value: tl.constexpr, GATED: tl.constexpr, PARAM_STRIDES: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
@@ -63,13 +63,15 @@ def linear_fwd_kernel(
         up_piece = None
         if up_ptr is not None:
             up_piece = up_pieces[i]
-        result = finish(z_pieces[i], up_piece, epilogue, row, col, M, N, value, GATED, PARAM_STRIDES, False)
-        store_tile(y, result, row, col, M, N, False)
+        y = finish(
+            z_pieces[i], up_piece, z_ptr, z_up_ptr, epilogue, row, col, M, N, value, GATED, PARAM_STRIDES, False
+        )  # fmt: skip
+        store_tile(y_ptr, N, y, row, col, M, N, False)
 
 
 @triton.jit(do_not_specialize=["M"])
 def linear_fwd_tma_kernel(
-    x_desc, weight_desc, up_desc, y, epilogue, M, N, K,
+    x_desc, weight_desc, up_desc, y_desc, z_desc, z_up_desc, epilogue, M, N, K,
     value: tl.constexpr, GATED: tl.constexpr, PARAM_STRIDES: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
@@ -94,8 +96,10 @@ def linear_fwd_tma_kernel(
             up_piece = None
             if up_desc is not None:
                 up_piece = up_pieces[i]
-            result = finish(z_pieces[i], up_piece, epilogue, row, col, M, N, value, GATED, PARAM_STRIDES, True)
-            store_tile(y, result, row, col, M, N, True)
+            y = finish(
+                z_pieces[i], up_piece, z_desc, z_up_desc, epilogue, row, col, M, N, value, GATED, PARAM_STRIDES, True
+            )  # fmt: skip
+            store_tile(y_desc, N, y, row, col, M, N, True)
 
 
 def linear_fwd(operands: Operands, keep: Keep, choice: Choice | None = None) -> tuple[Tensor, Tensor | None]:
@@ -135,10 +139,10 @@ def _fused_fwd(operands: Operands, keep: Keep, config: Config) -> tuple[Tensor, 
         "PARAM_STRIDES": strides, "PRECISION": precision(x.dtype), **config.constants(),
     }  # fmt: skip
     block = (config.BLOCK_M, config.BLOCK_N // config.PIECES) if config.tma else None
-    z_gate, z_up = (tile_argument(half, block) for half in halves(z, n, gated))
+    results = [tile_argument(matrix, block) for matrix in (rows_of(y), *halves(z, n, gated))]
     dropout = operands.dropout and operands.dropout.argument()
-    epilogue = Epilogue(bias, up_bias, params, dropout, z_gate, z_up, signs)
-    arguments = tile_argument(rows_of(y), block), epilogue, m, n, x.shape[1]
+    epilogue = Epilogue(bias, up_bias, params, dropout, 0 if z is None else z.stride(0), signs)
+    arguments = *results, epilogue, m, n, x.shape[1]
     with on_device(x):
         if config.tma:
             loads = [descriptor(x, (config.BLOCK_M, config.BLOCK_K))]

@@ -10,7 +10,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ..catalogue import Activation, Keep, formulas
 from .chips import machine, precision
 from .configs import Config
-from .epilogue import Rows
 from .vocabulary import device_function
 
 
@@ -39,11 +38,9 @@ def descriptor(matrix: Tensor | None, block: tuple[int, int]) -> TensorDescripto
     return None if matrix is None else TensorDescriptor.from_tensor(matrix, list(block))
 
 
-def tile_argument(matrix: Tensor | None, block: tuple[int, int] | None) -> Rows | TensorDescriptor | None:
-    """The matrix as an epilogue takes it: a descriptor of blocks of that size, or by rows; None of None."""
-    if matrix is None:
-        return None
-    return Rows(matrix, matrix.stride(0)) if block is None else descriptor(matrix, block)
+def tile_argument(matrix: Tensor | None, block: tuple[int, int] | None) -> Tensor | TensorDescriptor | None:
+    """The matrix as an epilogue takes it: a descriptor of blocks of that size, or itself."""
+    return matrix if block is None else descriptor(matrix, block)
 
 
 def descriptors_serve(*matrices: Tensor | None) -> bool:

@@ -18,7 +18,7 @@ from .configs import POINTWISE
 from .dropout import drawn, dropped
 from .epilogue import (
     Epilogue,
-    Gradients,
+    Sums,
     activate,
     finish,
     load_params,
@@ -30,28 +30,28 @@ from .epilogue import (
     widened,
     z_gradient,
 )
-from .operands import gradient_functions, on_device, param_arguments, tile_argument
+from .operands import gradient_functions, on_device, param_arguments
 from .vocabulary import device_function
 
 
 @triton.jit(do_not_specialize=["M"])
 def act_fwd_kernel(
-    z, up, y, epilogue, M, N,
+    z_ptr, up_ptr, y_ptr, epilogue, M, N, stride_zm,
     value: tl.constexpr, GATED: tl.constexpr, PARAM_STRIDES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """y [M, N] = finish(z), with `up` that of both. y may be z."""
     row, col = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
-    z_tile = load_tile(z, row, col, M, N, BLOCK_M, BLOCK_N, False).to(tl.float32)
-    up_tile = None
-    if up is not None:
-        up_tile = load_tile(up, row, col, M, N, BLOCK_M, BLOCK_N, False).to(tl.float32)
-    result = finish(z_tile, up_tile, epilogue, row, col, M, N, value, GATED, PARAM_STRIDES, False)
-    store_tile(y, result, row, col, M, N, False)
+    z = load_tile(z_ptr, stride_zm, row, col, M, N, BLOCK_M, BLOCK_N, False).to(tl.float32)
+    up = None
+    if up_ptr is not None:
+        up = load_tile(up_ptr, stride_zm, row, col, M, N, BLOCK_M, BLOCK_N, False).to(tl.float32)
+    y = finish(z, up, None, None, epilogue, row, col, M, N, value, GATED, PARAM_STRIDES, False)
+    store_tile(y_ptr, N, y, row, col, M, N, False)
 
 
 @triton.jit(do_not_specialize=["M", "rows_per_program"])
 def act_bwd_kernel(
-    dy_ptr, epilogue, gradients, M, N, stride_dym, stride_dyn, rows_per_program,
+    dy_ptr, saved_ptr, up_ptr, dz_ptr, dup_ptr, h_ptr, epilogue, sums, M, N, stride_dym, stride_dyn, rows_per_program,
     value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr, grad_param: tl.constexpr,
     PARAM_STRIDES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -77,35 +77,35 @@ def act_bwd_kernel(
         if epilogue.dropout is not None:
             kept = drawn(epilogue.dropout, row, col, BLOCK_M, BLOCK_N)
             dy = dropped(dy, kept, epilogue.dropout)
-        saved = load_saved(epilogue, row, col, M, N, BLOCK_M, BLOCK_N, False)
+        saved = load_saved(saved_ptr, epilogue, row, col, M, N, BLOCK_M, BLOCK_N, False)
         up = None
-        if epilogue.up is not None:
-            up = widened(load_tile(epilogue.up, row, col, M, N, BLOCK_M, BLOCK_N, False))
+        if up_ptr is not None:
+            up = widened(load_tile(up_ptr, epilogue.stride, row, col, M, N, BLOCK_M, BLOCK_N, False))
             dup = up_gradient(dy, saved, up, values, value, grad_up)
         dz = z_gradient(dy, saved, up, values, grad, grad_up)
-        if gradients.dparam is not None:
+        if sums.dparam is not None:
             dparam = param_gradient(dy, saved, up, values, grad_param, grad_up is None)
             sum_param += tl.where(mask, dparam, 0.0)
-        if gradients.h is not None:
+        if h_ptr is not None:
             h = activate(saved, up, values, value, grad_up is None)
             if epilogue.dropout is not None:
                 h = dropped(h, kept, epilogue.dropout)
-            store_tile(gradients.h, h, row, col, M, N, False)
-        if gradients.dup is not None:
-            store_tile(gradients.dup, dup, row, col, M, N, False)
-        if gradients.dup_bias is not None:
+            store_tile(h_ptr, N, h, row, col, M, N, False)
+        if dup_ptr is not None:
+            store_tile(dup_ptr, sums.stride, dup, row, col, M, N, False)
+        if sums.dup_bias is not None:
             sum_up += tl.where(mask, dup, 0.0)
-        if gradients.dz is not None:
-            store_tile(gradients.dz, dz, row, col, M, N, False)
-        if gradients.dbias is not None:
+        if dz_ptr is not None:
+            store_tile(dz_ptr, sums.stride, dz, row, col, M, N, False)
+        if sums.dbias is not None:
             sum_z += tl.where(mask, dz, 0.0)
     out = tl.program_id(0).to(tl.int64)
-    if gradients.dbias is not None:
-        tl.store(gradients.dbias.ptr + out * gradients.dbias.stride + cols, tl.sum(sum_z, 0), mask=col_mask)
-    if gradients.dup_bias is not None:
-        tl.store(gradients.dup_bias.ptr + out * gradients.dup_bias.stride + cols, tl.sum(sum_up, 0), mask=col_mask)
-    if gradients.dparam is not None:
-        tl.store(gradients.dparam.ptr + out * gradients.dparam.stride + cols, tl.sum(sum_param, 0), mask=col_mask)
+    if sums.dbias is not None:
+        tl.store(sums.dbias + out * sums.stride + cols, tl.sum(sum_z, 0), mask=col_mask)
+    if sums.dup_bias is not None:
+        tl.store(sums.dup_bias + out * sums.stride + cols, tl.sum(sum_up, 0), mask=col_mask)
+    if sums.dparam is not None:
+        tl.store(sums.dparam + out * N + cols, tl.sum(sum_param, 0), mask=col_mask)
 
 
 def act_fwd(
@@ -115,13 +115,12 @@ def act_fwd(
     m, n = y.shape
     if not y.numel():
         return
-    gate, up = (tile_argument(half, None) for half in halves(z, n, gated))
     params, strides = param_arguments(values)
     epilogue = Epilogue(params=params, dropout=dropout and dropout.argument(), signs=signs)
     grid = triton.cdiv(m, POINTWISE["BLOCK_M"]), triton.cdiv(n, POINTWISE["BLOCK_N"])
     with on_device(y):
         act_fwd_kernel[grid](
-            gate, up, tile_argument(y, None), epilogue, m, n,
+            *halves(z, n, gated), y, epilogue, m, n, z.stride(0),
             value=device_function((act.gate or act).value, y.dtype), GATED=act.arity == 1 or act.gate is not None,
             PARAM_STRIDES=strides, **POINTWISE,
         )  # fmt: skip
@@ -147,13 +146,13 @@ def act_bwd(
     dparam = dy.new_empty(programs, n, dtype=torch.float32) if needs[3] else None
     if dy.numel():
         matrix, signs = (None, saved) if kept == "sign" else (saved, None)
-        written = (*halves(dz, n, gated), h, *halves(dbias, n, gated), dparam)
-        gate, up, *results = (tile_argument(t, None) for t in (*halves(matrix, n, gated), *written))
         params, strides = param_arguments(values)
-        epilogue = Epilogue(None, None, params, dropout and dropout.argument(), gate, up, signs)
+        drop = dropout and dropout.argument()
+        epilogue = Epilogue(None, None, params, drop, saved.stride(0), signs)
+        sums = Sums(*halves(dbias, n, gated), width, dparam)
         with on_device(dy):
             act_bwd_kernel[(programs, triton.cdiv(n, POINTWISE["BLOCK_N"]))](
-                dy, epilogue, Gradients(*results), m, n, *dy.stride(), rows_per_program,
+                dy, *halves(matrix, n, gated), *halves(dz, n, gated), h, epilogue, sums, m, n, *dy.stride(), rows_per_program,
                 **gradient_functions(act, values, dy.dtype, kept), PARAM_STRIDES=strides, **POINTWISE,
             )  # fmt: skip
     return dz, h, None if dbias is None else dbias.sum(0), None if dparam is None else dparam.sum(0)
