@@ -107,7 +107,7 @@ def pass_of(case: Case, kernels: Any, z: Tensor, dy: Tensor) -> Callable[[], Res
 
 
 def failure(case: Case, z: Tensor, dy: Tensor, found: Results) -> str | None:
-    """The first result that errs more than twice as much as torch's own operations and one rounding, as gate.py has it."""
+    """The first result that is not accurate beside that of torch's own operations."""
 
     def plain(z: Tensor, dy: Tensor) -> Results:
         z = z.detach().requires_grad_()
