@@ -43,7 +43,7 @@ Results = dict[str, Tensor]
 """By gate.py's names: "y", which is h too, and the gradients of "z" and "bias"."""
 
 
-class Case(NamedTuple):
+class PointwiseCase(NamedTuple):
     """One pass over z [rows, columns], or gate|up [rows, 2 columns] of a gated activation."""
 
     what: str
@@ -83,11 +83,12 @@ class Case(NamedTuple):
 
 
 CASES = tuple(
-    Case(what, activation, dtype, *shape) for dtype, shape, activation, what in product(DTYPES, SHAPES, CLASSES, PASSES)
+    PointwiseCase(what, activation, dtype, *shape)
+    for dtype, shape, activation, what in product(DTYPES, SHAPES, CLASSES, PASSES)
 )
 
 
-def pass_of(case: Case, kernels: Any, z: Tensor, dy: Tensor) -> Callable[[], Results]:
+def pass_of(case: PointwiseCase, kernels: Any, z: Tensor, dy: Tensor) -> Callable[[], Results]:
     """The case as one call of a backend's launcher. Results have memory of their own: in a layer dz may take dy's, but here each sample
     is to read the same."""
     arguments = (case.act.gate or case.act, case.values, case.act.arity == 2, None)
@@ -106,8 +107,8 @@ def pass_of(case: Case, kernels: Any, z: Tensor, dy: Tensor) -> Callable[[], Res
     return forward if case.what == FORWARD else backward
 
 
-def failure(case: Case, z: Tensor, dy: Tensor, found: Results) -> str | None:
-    """The first result that errs more than twice as much as torch's own operations and one rounding, as gate.py has it."""
+def failure(case: PointwiseCase, z: Tensor, dy: Tensor, found: Results) -> str | None:
+    """The first result that is not accurate beside that of torch's own operations."""
 
     def plain(z: Tensor, dy: Tensor) -> Results:
         z = z.detach().requires_grad_()
@@ -129,7 +130,7 @@ def failure(case: Case, z: Tensor, dy: Tensor, found: Results) -> str | None:
     return None
 
 
-def measured(case: Case, backends: Mapping[str, Any], device: str) -> Row:
+def measured(case: PointwiseCase, backends: Mapping[str, Any], device: str) -> Row:
     """The kernels (modules by their backends' names) checked, and those that are right timed in turns with the copy."""
     dtype = getattr(torch, case.dtype)
     z, dy = (torch.randn(case.rows, k * case.columns, device=device, dtype=dtype) for k in (case.act.arity, 1))
@@ -158,7 +159,7 @@ def measured(case: Case, backends: Mapping[str, Any], device: str) -> Row:
 
 
 def run(
-    cases: Sequence[Case], backends: Mapping[str, Any], device: str, path: Path | None, seconds: float
+    cases: Sequence[PointwiseCase], backends: Mapping[str, Any], device: str, path: Path | None, seconds: float
 ) -> list[Row]:
     """One row for each case that begins in time; with a path the file is written again after each."""
     start, rows = time.monotonic(), []

@@ -17,7 +17,7 @@ ACCURACY = 0.97
 NOISE, SMOOTHING = 0.2, 0.1  # on the pixels and the labels, so that 1,437 images are not learned by heart
 
 
-class Scale(NamedTuple):
+class DigitsScale(NamedTuple):
     """How large a training is. tolerance: how far apart the loss curves may be, float32 rounding and what steps make of it."""
 
     width: int
@@ -27,8 +27,8 @@ class Scale(NamedTuple):
     tolerance: float
 
 
-FULL = Scale(width=128, batch=128, steps=400, learning_rate=2e-3, tolerance=1e-3)
-INTERPRETED = Scale(width=16, batch=32, steps=6, learning_rate=1e-2, tolerance=1e-5)
+FULL = DigitsScale(width=128, batch=128, steps=400, learning_rate=2e-3, tolerance=1e-3)
+INTERPRETED = DigitsScale(width=16, batch=32, steps=6, learning_rate=1e-2, tolerance=1e-5)
 
 
 class Classifier(nn.Module):
@@ -90,16 +90,15 @@ def accuracy(model: nn.Module, data: Digits) -> float:
     return (model(data.held_out_images).argmax(-1) == data.held_out_labels).double().mean().item()
 
 
-def broken_promises(stock: Run, fused: Run, scale: Scale) -> list[str]:
-    """What the demo promises and this run did not keep. Accuracy is promised of a full training alone."""
-    broken = apart(stock, fused, scale.tolerance)
-    if scale is FULL and len(stock.losses) >= scale.steps:
-        for run in (stock, fused):
-            if run.accuracy is None or run.accuracy < ACCURACY:
-                broken.append(
-                    f"{run.name} gets {run.accuracy:.1%} of the held-out digits right, less than {ACCURACY:.0%}"
-                )
-    return broken
+def inaccurate(stock: Run, fused: Run, scale: DigitsScale) -> list[str]:
+    """The promise of accuracy, made of a full training alone, where it was not kept."""
+    if scale is not FULL or len(stock.losses) < scale.steps:
+        return []
+    return [
+        f"{run.name} gets {run.accuracy:.1%} of the held-out digits right, less than {ACCURACY:.0%}"
+        for run in (stock, fused)
+        if run.accuracy is None or run.accuracy < ACCURACY
+    ]
 
 
 def run(device: torch.device, interpret: bool, steps: int | None) -> Training:
@@ -112,10 +111,11 @@ def run(device: torch.device, interpret: bool, steps: int | None) -> Training:
     )
     stock, fused = trained(data, scale, steps)
     title = "Handwritten digits: the same model, weights and batches"
-    return Training(title, stock, fused, scale.tolerance, broken_promises(stock, fused, scale))
+    broken = apart(stock, fused, scale.tolerance) + inaccurate(stock, fused, scale)
+    return Training(title, stock, fused, scale.tolerance, broken)
 
 
-def trained(data: Digits, scale: Scale, steps: int) -> tuple[Run, Run]:
+def trained(data: Digits, scale: DigitsScale, steps: int) -> tuple[Run, Run]:
     """(torch.nn, epilogue), and how well each knows what was held out."""
     torch.manual_seed(0)
     models = {

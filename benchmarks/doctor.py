@@ -14,6 +14,7 @@ from torch import Tensor
 
 from epilogue import cupy, explain, linear, linear_backward, operands, triton
 from epilogue.backends import chosen, serving
+from epilogue.benchmarks.accuracy import accurate
 from epilogue.benchmarks.report import driver, table
 from epilogue.cupy import cublaslt, epilogues
 from epilogue.explanation import ONE_WAY, describe
@@ -167,13 +168,13 @@ def check() -> int:
 
 
 def verdict(measured: dict[str, Any]) -> int:
-    """Print the errors that `measure` found; 1 where the kernels' is more than twice torch's own and one unit of rounding."""
+    """Print the errors that `measure` found; 1 where the kernels' is not accurate beside torch's."""
     rows = [("dtype", "largest error", "torch's own", "verdict")]
     for name, found in measured.items():
         if found["refusal"]:
             rows.append((name, "", "", f"not run: {found['refusal']}"))
             continue
-        good = found["epilogue"] <= 2 * found["torch"] + torch.finfo(DTYPES[name]).eps  # not so for NaN
+        good = accurate(found["epilogue"], found["torch"], DTYPES[name])
         rows.append((name, f"{found['epilogue']:.1e}", f"{found['torch']:.1e}", "ok" if good else "FAILED"))
     print(table(rows))
     print(

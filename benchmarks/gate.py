@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from epilogue.benchmarks.accuracy import accurate
 from epilogue.benchmarks.cases import BOTH, Case, Operands
 from epilogue.benchmarks.providers import eager
 
@@ -51,11 +52,11 @@ def exact(case: Case, operands: Operands) -> Parts:
 
 
 def failure(actual: Parts, stock: Parts, exact: Parts, dtype: torch.dtype) -> str | None:
-    """The first result that errs more than twice as much as stock torch's and one rounding, by maximum or by RMS."""
+    """The first result that is not accurate beside stock torch's, by maximum or by RMS."""
     for name, truth in exact.items():
         for what, size in (("largest", _largest), ("RMS", _rms)):
             error, torchs = size(actual[name] - truth), size(stock[name] - truth)
-            if not error <= 2 * torchs + torch.finfo(dtype).eps * size(truth):  # not so for NaN either
+            if not accurate(error, torchs, dtype, size(truth)):
                 of = name if name == "y" else f"the gradient of {name}"
                 return f"{of}: {what} error {error:.1e}, eager's {torchs:.1e}"
     return None

@@ -30,7 +30,7 @@ SECONDS = 2.0
 """About how long each run is timed."""
 
 
-class Scale(NamedTuple):
+class LanguageModelScale(NamedTuple):
     """How large a training is. tolerance: how far a loss may be from stock eager's, for rounding and what steps make of it."""
 
     sizes: dict[str, Size]
@@ -41,7 +41,7 @@ class Scale(NamedTuple):
     tolerance: float
 
 
-FULL = Scale(
+FULL = LanguageModelScale(
     {"llama": Size(2048, 5632, 8, 16, 2048), "gpt2": Size(768, 3072, 12, 12, 1024)},
     {"llama": 8, "gpt2": 16},
     steps=20,
@@ -49,7 +49,7 @@ FULL = Scale(
     learning_rate=3e-4,
     tolerance=0.02,
 )
-TINY = Scale(
+TINY = LanguageModelScale(
     {"llama": Size(64, 176, 2, 4, 32), "gpt2": Size(64, 256, 2, 4, 32)},
     {"llama": 4, "gpt2": 4},
     steps=6,
@@ -96,7 +96,7 @@ def batches(size: Size, batch: int, count: int, device: str) -> list[Batch]:
     return [(stretch[:, :-1].contiguous(), stretch[:, 1:].contiguous()) for stretch in stretches]
 
 
-def runs(name: str, scale: Scale, device: str) -> Iterator[Run]:
+def runs(name: str, scale: LanguageModelScale, device: str) -> Iterator[Run]:
     """Stock and epilogue, eager and compiled, each after its first steps: from the same weights, on the same batches. Stock eager first."""
     torch.compiler.reset()  # every model is a recompilation of one forward, and torch allows eight
     size, batch = scale.sizes[name], scale.batch[name]
@@ -133,7 +133,7 @@ def gap(row: Row, stock: Row) -> float:
     return max(gap if math.isfinite(gap) else math.inf for gap in gaps)
 
 
-def broken_promises(rows: Sequence[Row], tolerance: float) -> list[str]:
+def training_faults(rows: Sequence[Row], tolerance: float) -> list[str]:
     """What the runs of one model, stock eager first, must have done before their times mean anything: learned, and all alike."""
     broken = []
     for row in rows:
@@ -187,14 +187,14 @@ def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     return lines
 
 
-def compare(scale: Scale, device: str, seconds: float | None, directory: Path | None) -> int:
+def compare(scale: LanguageModelScale, device: str, seconds: float | None, directory: Path | None) -> int:
     """Train, hold the losses against each other, time each run for about so many seconds; 1 where a promise is broken."""
     rows: list[Row] = []
     for name in MODELS:
         trained = list(tqdm(runs(name, scale, device), name, 2 * len(LAYERS), unit="run", disable=None))
         untimed = [row for row, _ in trained]
         print(table(curves(untimed)))
-        broken = broken_promises(untimed, scale.tolerance)
+        broken = training_faults(untimed, scale.tolerance)
         if broken:
             print("\n".join(f"FAILED: {promise}" for promise in broken))
             return 1

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from epilogue import eager
+from epilogue.benchmarks.accuracy import accurate
 from epilogue.benchmarks.timing import Timing, measure
 from epilogue.catalogue import ACTIVATIONS, Keep
 from epilogue.explanation import GATED, activation_of, describe, problems
@@ -207,10 +208,10 @@ def _some_rows(m: int, device: str) -> Tensor:
 
 
 def _check(problem: Problem, choice: Choice, results: list[Tensor], own: list[Tensor], exact: list[Tensor]) -> None:
-    """The project's rule of accuracy: at most twice torch's own error and one rounding, on some rows."""
-    for actual, torchs, truth in zip(results, own, exact, strict=True):
-        error, allowed = ((t.double() - truth).abs().max() for t in (actual, torchs))
-        if not error <= 2 * allowed + torch.finfo(problem.dtype).eps * truth.abs().max():
+    """Stop where a result is not accurate beside torch's own, on some rows."""
+    for actual, stock, truth in zip(results, own, exact, strict=True):
+        error, torchs = (float((t.double() - truth).abs().max()) for t in (actual, stock))
+        if not accurate(error, torchs, problem.dtype, float(truth.abs().max())):
             raise SystemExit(
                 f"epilogue tune: {title(problem)}: {describe(choice)} is wrong, error {error:.1e}; please report it"
             )

@@ -13,9 +13,9 @@ import torch
 pytest.importorskip("tqdm")
 from epilogue import eager
 from epilogue.benchmarks import bandwidth, cli, timing
-from epilogue.benchmarks.bandwidth import BACKWARD, FORWARD, MLP, PASSES, Case
+from epilogue.benchmarks.bandwidth import BACKWARD, FORWARD, MLP, PASSES, PointwiseCase
 
-CASE = Case(MLP, "gelu", "bfloat16", 24, 10)
+CASE = PointwiseCase(MLP, "gelu", "bfloat16", 24, 10)
 
 
 @pytest.fixture(autouse=True)
@@ -45,13 +45,16 @@ PLAIN = types.SimpleNamespace(act_fwd=act_fwd, act_bwd=act_bwd)
 @pytest.mark.parametrize(
     ("case", "count"),
     [
-        (Case(FORWARD, "gelu", "bfloat16", 8192, 4096), 134_217_728),  # z, y
-        (Case(FORWARD, "swiglu", "float32", 8192, 14336), 1_409_286_144),  # gate, up, y
-        (Case(BACKWARD, "gelu", "bfloat16", 8192, 4097), 201_375_744),  # dy, z, dz
-        (Case(BACKWARD, "relu", "float16", 8192, 4096), 201_326_592),  # dy, y, dz
-        (Case(MLP, "gelu", "float16", 8192, 4096), 268_451_840),  # dy, z, dz, h and 4096 sums of 4 bytes
-        (Case(MLP, "relu", "bfloat16", 8192, 4096), 201_342_976),  # dy, h, dz and the sums
-        (Case(MLP, "swiglu", "float32", 8192, 14336), 2_818_686_976),  # dy, gate, up, dgate, dup, h and 28672 sums
+        (PointwiseCase(FORWARD, "gelu", "bfloat16", 8192, 4096), 134_217_728),  # z, y
+        (PointwiseCase(FORWARD, "swiglu", "float32", 8192, 14336), 1_409_286_144),  # gate, up, y
+        (PointwiseCase(BACKWARD, "gelu", "bfloat16", 8192, 4097), 201_375_744),  # dy, z, dz
+        (PointwiseCase(BACKWARD, "relu", "float16", 8192, 4096), 201_326_592),  # dy, y, dz
+        (PointwiseCase(MLP, "gelu", "float16", 8192, 4096), 268_451_840),  # dy, z, dz, h and 4096 sums of 4 bytes
+        (PointwiseCase(MLP, "relu", "bfloat16", 8192, 4096), 201_342_976),  # dy, h, dz and the sums
+        (
+            PointwiseCase(MLP, "swiglu", "float32", 8192, 14336),
+            2_818_686_976,
+        ),  # dy, gate, up, dgate, dup, h and 28672 sums
     ],
 )
 def test_the_bytes_by_hand(case, count):
@@ -169,7 +172,7 @@ def test_what_the_time_does_not_suffice_for_is_listed(tmp_path, device, monkeypa
 
 def made_up(activation, **results):
     copy = {"us": (9.0, 10.0, 11.0), "gbps": 3000.4, "of_copy": 1.0}
-    case = Case(FORWARD, activation, "bfloat16", 8192, 4096)
+    case = PointwiseCase(FORWARD, activation, "bfloat16", 8192, 4096)
     return {**case._asdict(), "bytes": case.bytes, "results": {"copy": copy, **results}}
 
 

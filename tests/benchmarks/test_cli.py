@@ -40,10 +40,7 @@ def test_the_package_runs_as_a_module(tmp_path):
     assert "epilogue demo --interpret" in result.stdout
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["demo", "fuse-report", "doctor", "host-cost", "audit", "memory", "bench", "bandwidth", "training", "gpu-run"],
-)
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main([command, "--help"])

@@ -8,7 +8,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 from epilogue.benchmarks import demo_digits, side_by_side
 
-SMALL = demo_digits.Scale(width=16, batch=16, steps=3, learning_rate=2e-3, tolerance=1e-5)
+SMALL = demo_digits.DigitsScale(width=16, batch=16, steps=3, learning_rate=2e-3, tolerance=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_the_split_holds_out_every_digit(data):
 def test_both_train_alike(data):
     stock, fused = demo_digits.trained(data, SMALL, SMALL.steps)
     assert len(stock.losses) == len(fused.seconds) == SMALL.steps
-    assert demo_digits.broken_promises(stock, fused, SMALL) == []
+    assert side_by_side.apart(stock, fused, SMALL.tolerance) == []
     assert 0 < fused.kept <= stock.kept
 
 
@@ -56,10 +56,17 @@ def test_one_step_is_a_training(data):
     assert len(stock.losses) == 1
 
 
-def test_promises():
+def test_accuracy_is_promised_of_a_full_training():
     full = demo_digits.FULL
     losses = [1.0] * full.steps
-    assert demo_digits.broken_promises(finished(losses), finished(losses), full) == []
-    assert len(demo_digits.broken_promises(finished(losses, 0.96), finished(losses, 0.96), full)) == 2
-    assert demo_digits.broken_promises(finished(losses[1:], 0.5), finished(losses[1:], 0.5), full) == []
-    assert len(demo_digits.broken_promises(finished([1.0, 2.0]), finished([1.0, 2.1]), full)) == 1
+    assert demo_digits.inaccurate(finished(losses), finished(losses), full) == []
+    assert len(demo_digits.inaccurate(finished(losses, 0.96), finished(losses, 0.96), full)) == 2
+    assert demo_digits.inaccurate(finished(losses[1:], 0.5), finished(losses[1:], 0.5), full) == []
+
+
+def test_a_run_says_both_promises_that_it_broke(monkeypatch):
+    runs = finished([1.0] * 400, 0.96), finished([1.1] * 400)
+    monkeypatch.setattr(demo_digits, "trained", lambda *_: runs)
+    curves, accuracy = demo_digits.run(torch.device("cpu"), False, None).broken
+    assert curves.startswith("the loss curves differ by 1.0e-01")
+    assert accuracy.startswith("stock gets 96.0%")

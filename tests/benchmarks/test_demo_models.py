@@ -19,7 +19,7 @@ demo_models = pytest.importorskip("epilogue.benchmarks.demo_models")
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
-SMALL = demo_models.Scale(Size(32, 48, 2, 2, 16), batch=4, steps=3, learning_rate=1e-2, tolerance=1e-5)
+SMALL = demo_models.TransformersScale(Size(32, 48, 2, 2, 16), batch=4, steps=3, learning_rate=1e-2, tolerance=1e-5)
 CPU = torch.device("cpu")
 
 
@@ -88,9 +88,9 @@ def test_a_model_in_which_nothing_is_fused_shows_nothing(monkeypatch):
 def test_that_they_learn_is_promised_of_a_whole_training():
     run = side_by_side.begin("stock", nn.Linear(1, 1), 3, 1e-3)
     run.losses = [2.0, 1.5, 2.5]
-    assert demo_models.broken_promises(run, run, SMALL) == ["stock: the loss went from 2.0000 to 2.5000"] * 2
+    assert demo_models.unlearned(run, run, SMALL) == ["stock: the loss went from 2.0000 to 2.5000"] * 2
     run.losses = [2.0, 2.5]
-    assert demo_models.broken_promises(run, run, SMALL) == []
+    assert demo_models.unlearned(run, run, SMALL) == []
 
 
 @pytest.mark.usefixtures("small")

@@ -162,6 +162,6 @@ def test_an_installed_module_comes_before_one_that_lies_here(here, monkeypatch):
 
 
 def test_transformers_is_named_where_it_lacks(monkeypatch):
-    monkeypatch.setattr(cli.run.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r'fuse-report: transformers not installed; pip install "epilogue\[demo\]"'):
         cli.main(["fuse-report", "config.json"])

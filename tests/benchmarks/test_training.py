@@ -43,7 +43,7 @@ def test_all_runs_learn_alike(name, device):
     assert {len(row.loss) for row in rows} == {4}
     assert {row.tokens for row in rows} == {4 * 8}
     assert len({row.parameters for row in rows}) == 1
-    assert training.broken_promises(rows, 1e-3) == []
+    assert training.training_faults(rows, 1e-3) == []
     assert rows[0].loss[0] == pytest.approx(math.log(256), rel=0.05)  # it knows nothing yet
 
 
@@ -59,20 +59,20 @@ class NoBiasGradient(MLP):
 def test_a_wrong_gradient_is_found(monkeypatch):
     monkeypatch.setitem(training.LAYERS, "epilogue", Layers(STOCK.linear, NoBiasGradient, STOCK.gated_mlp))
     rows = [row for row, _ in training.runs("gpt2", training.TINY, "cpu")]
-    broken = training.broken_promises(rows, training.TINY.tolerance)
+    broken = training.training_faults(rows, training.TINY.tolerance)
     assert [message.split(":")[0] for message in broken] == ["gpt2, epilogue, eager", "gpt2, epilogue, torch.compile"]
     assert "from stock eager's losses, allowed 1e-04" in broken[0]
 
 
 def test_promises():
     stock = made_up("stock", False)
-    assert training.broken_promises([stock, made_up("epilogue", False, loss=(5.0, 4.01))], 0.02) == []
+    assert training.training_faults([stock, made_up("epilogue", False, loss=(5.0, 4.01))], 0.02) == []
     assert training.gap(made_up("epilogue", False, loss=(4.5, 4.25)), stock) == 0.5
-    (apart,) = training.broken_promises([stock, made_up("epilogue", False, loss=(5.0, 4.03))], 0.02)
+    (apart,) = training.training_faults([stock, made_up("epilogue", False, loss=(5.0, 4.03))], 0.02)
     assert apart.startswith("llama, epilogue, eager: 3.0e-02 from stock eager's")
-    assert len(training.broken_promises([stock, made_up("epilogue", False, loss=(5.0, math.nan))], 0.02)) == 2
+    assert len(training.training_faults([stock, made_up("epilogue", False, loss=(5.0, math.nan))], 0.02)) == 2
     stuck = made_up("stock", False, loss=(5.0, 5.0))
-    assert training.broken_promises([stuck], 0.02) == ["llama, stock, eager: the loss went from 5.0000 to 5.0000"]
+    assert training.training_faults([stuck], 0.02) == ["llama, stock, eager: the loss went from 5.0000 to 5.0000"]
 
 
 def test_a_step_leaves_no_gradients_and_goes_on():

@@ -16,7 +16,7 @@ from epilogue.cupy import tensors
 @pytest.mark.parametrize("what", bandwidth.PASSES)
 def test_they_are_timed(what, activation, dtype, device, monkeypatch):
     monkeypatch.setattr(timing, "measure", functools.partial(timing.measure, seconds=0.01))
-    case = bandwidth.Case(what, activation, dtype, 50, 33)
+    case = bandwidth.PointwiseCase(what, activation, dtype, 50, 33)
     assert bandwidth.measured(case, {"cupy": tensors}, device)["results"]["cupy"].keys() == {"us", "gbps", "of_copy"}
     z, dy = (torch.ones(50, k * 33, device=device, dtype=getattr(torch, dtype)) for k in (case.act.arity, 1))
     read = z.nbytes + dy.nbytes * (what != bandwidth.FORWARD)  # what is kept is as large as z
