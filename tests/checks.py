@@ -1,7 +1,7 @@
 """What the tests share: the rule of accuracy, the activations with parameters worth testing, and the unfused layers."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,18 @@ def cases(arity: int | None = None, every: bool = True) -> list[Any]:
         for name, entry in ACTIVATIONS.items()
         for params in PARAMS.get(name, [{}])[: None if every else 1]
         if arity in (None, entry.arity)
+    ]
+
+
+def dealt(cases: Sequence[Any], dtypes: Collection[torch.dtype], kernels: Collection[str]) -> list[Any]:
+    """Every case in every dtype and on every kernel, each once: as many dtypes as kernels, and all pairs of the three."""
+    assert len(dtypes) == len(kernels)
+    return [
+        pytest.param(*case.values, dtype, kernel, id=f"{case.id}-{dtype}-{kernel}")
+        for i, case in enumerate(cases)
+        for j, dtype in enumerate(dtypes)
+        for k, kernel in enumerate(kernels)
+        if (i + j + k) % len(kernels) == 0
     ]
 
 

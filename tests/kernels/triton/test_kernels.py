@@ -54,9 +54,7 @@ def tensors(op, rng, shape, dtype, device):
     return checks.each(lambda a: torch.as_tensor(a).to(device, dtype), args)
 
 
-@pytest.mark.parametrize("kernel", SHAPES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("op", "entry", "values"), EVERY)
+@pytest.mark.parametrize(("op", "entry", "values", "dtype", "kernel"), checks.dealt(EVERY, DTYPES, SHAPES))
 def test_activation(op, entry, values, dtype, kernel, rng, device):
     args = tensors(op, rng, SHAPES[kernel], dtype, device)
     dy = torch.randn(SHAPES[kernel][:2], dtype=torch.float64).to(device, dtype)

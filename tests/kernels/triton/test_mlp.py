@@ -71,9 +71,7 @@ def output_gradient(kernel, dtype, device):
     return torch.randn(m, n, dtype=torch.float64).to(device, dtype)
 
 
-@pytest.mark.parametrize("kernel", SHAPES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("op", "entry", "values"), EVERY)
+@pytest.mark.parametrize(("op", "entry", "values", "dtype", "kernel"), checks.dealt(EVERY, DTYPES, SHAPES))
 def test_every_activation_trains(op, entry, values, dtype, kernel, rng, device):
     args = tensors(op, rng, kernel, dtype, device)
     compare(op, args, entry, values, output_gradient(kernel, dtype, device))
@@ -250,9 +248,14 @@ def test_share_and_scale(p, device):
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("kernel", SHAPES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("activation", ["gelu", "relu", "leaky_relu", "tanh", "swiglu", "maxout"])
+@pytest.mark.parametrize(
+    ("activation", "dtype", "kernel"),
+    checks.dealt(
+        [pytest.param(name, id=name) for name in ("gelu", "relu", "leaky_relu", "tanh", "swiglu", "maxout")],
+        DTYPES,
+        SHAPES,
+    ),
+)
 def test_dropout_is_one_mask(activation, dtype, kernel, recompute, rng, device, monkeypatch):
     """Forward and backward equal the unfused layer with the mask that the seed stands for."""
     op = "gated_mlp" if activation in ("swiglu", "maxout") else "mlp"
