@@ -27,7 +27,7 @@ from epilogue.benchmarks.offline import CHIPS, Case, Resources, compile_case, ep
 from epilogue.benchmarks.report import table
 from epilogue.catalogue import ACTIVATIONS
 from epilogue.triton.configs import POINTWISE, fitted
-from epilogue.triton.cost import formulas
+from epilogue.triton.cost import epilogue_formulas
 
 WGMMA, MMA, LOAD, STORE = r"HGMMA|UTC\w*MMA", "HMMA", "UTMALDG", "UTMASTG"
 
@@ -98,7 +98,7 @@ def _size(case: Case) -> tuple[bool, int]:
 def formulas_of(case: Case) -> list[Callable]:
     """What the kernel computes of each element of its epilogue."""
     act = ACTIVATIONS[case.activation]
-    found = formulas(act, backward=case.kernel not in ("linear_fwd", "linear_fwd_tma", "act_fwd"))
+    found = epilogue_formulas(act, backward=case.kernel not in ("linear_fwd", "linear_fwd_tma", "act_fwd"))
     if case.kernel != "act_bwd" or case.dropout or (case.gated and act.arity == 1):  # by the product rule; for h
         return found
     return found[:-1] if act.arity == 2 else [act.output_derivative(tuple(act.params.values())) or found[0]]

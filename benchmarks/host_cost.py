@@ -88,7 +88,7 @@ def microseconds(call: Callable[[], object], device: str, count: int) -> float:
 
 
 def measure(device: str, rounds: int = ROUNDS, count: int = CALLS) -> list[Cost]:
-    """Both operations in each mode, in turns, so that a change of the machine's mood meets both."""
+    """Both operations in each mode, in turns, so that a change in the machine's speed affects both alike."""
     costs = []
     for what in ("operation", "MLP"):
         eager, fused = calls(what, False, device), calls(what, True, device)

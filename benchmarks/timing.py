@@ -35,7 +35,7 @@ class Timing(NamedTuple):
 def measure(calls: Mapping[str, Call], device: str, seconds: float = 0.2) -> dict[str, Timing]:
     """Name -> the time of one call on the device, "cpu" or "cuda".
 
-    All calls in turns, round after round in this process, so that a change of the machine's mood meets them all; each warm, its
+    All calls in turns, round after round in this process, so that a change in the machine's speed affects all alike; each warm, its
     first calls not counted. On a GPU L2 is flushed before each sample, and short calls run as CUDA graphs where they can be captured,
     which leaves the host's time out. seconds: about how long each call is measured.
     """

@@ -138,7 +138,7 @@ def formulas(act: Activation, values: tuple, kept: Keep) -> dict[str, Formula | 
     """What a backward kernel computes with, written in what was kept: z ("input"), or y ("output", "sign").
 
     value: of the elementwise activation or pair; grad: by its first operand; grad_up: by a pair's second; grad_param: by the parameter that
-    is an array in `values`. None for what it has not.
+    is an array in `values`. None where absent.
     """
     base = act.gate or act
     grad: Formula | None

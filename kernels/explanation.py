@@ -87,6 +87,7 @@ def explain(
     if dtype not in DTYPES:
         served = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise ValueError(f"explain: dtype must be one of {served}; got {dtype!r}, which runs plain torch operations")
+    frozen = (frozen,) if isinstance(frozen, str) else frozen
     learned = _differentiable(op, act, values)
     if unknown := [name for name in frozen if name not in learned]:
         raise ValueError(

@@ -162,7 +162,7 @@ def resolve_call(op: str, spec: Any, params: dict[str, Any], gated: bool) -> tup
 def bind_params(entry: Activation, params: Mapping[str, Any]) -> tuple[Activation, tuple]:
     """(entry, parameter values in the formula's order): floats, or tensors where the parameter is learnable.
 
-    TypeError for a parameter that the activation has not, that is missing, or that cannot be what was given.
+    TypeError for an unknown or a missing parameter, and for a value that the parameter cannot have.
     """
     if not params and not entry.params:
         return entry, ()
@@ -190,10 +190,13 @@ def _param_value(entry: Activation, name: str, value: Any) -> Any:
         if not isinstance(value, np.ndarray) or value.ndim:
             learnable = ", ".join(f"{e.name}({', '.join(e.learnable)})" for e in ACTIVATIONS.values() if e.learnable)
             raise TypeError(f"{entry.name}'s {name} must be a number, got an array; learnable are {learnable}")
+    not_a_number = TypeError(f"{entry.name}'s {name} must be a number, got {value!r}")
+    if isinstance(value, (str, bytes, bool)):
+        raise not_a_number
     try:
-        number = float("" if isinstance(value, (str, bytes, bool)) else value)
+        number = float(value)
     except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"{entry.name}'s {name} must be a number, got {value!r}") from None
+        raise not_a_number from None
     if math.isnan(number):
         raise ValueError(f"{entry.name}'s {name} must be a number, got nan")
     return number

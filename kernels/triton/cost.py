@@ -22,7 +22,7 @@ Fitted by least squares to what Triton 3.9.0 makes of every formula of the catal
 """
 
 
-def formulas(act: Activation, backward: bool) -> list[Callable]:
+def epilogue_formulas(act: Activation, backward: bool) -> list[Callable]:
     """What a product kernel computes of each element: the value, in backward the derivatives and, for h, the value again."""
     base = act.gate or act
     derivatives = [base.derivatives[operand] for operand in base.operands] if backward else []
@@ -68,7 +68,7 @@ _NAMES = {"-": "+", "minimum": "maximum", "/": "reciprocal", **dict.fromkeys(COM
 def formula_cost(act: Activation, backward: bool, dtype: torch.dtype) -> tuple[float, float]:
     """(instructions, special functions among them) per element, of results of that dtype; what two formulas share counts twice."""
     base = act.gate or act
-    costs = [cost_of(formula, base.arity, dtype) for formula in formulas(act, backward)]
+    costs = [cost_of(formula, base.arity, dtype) for formula in epilogue_formulas(act, backward)]
     return sum(cost[0] for cost in costs), sum(cost[1] for cost in costs)
 
 

@@ -130,6 +130,10 @@ def test_without_an_activation_the_product_is_cublas():
 
 
 def test_what_can_be_frozen():
+    one, listed = (
+        epilogue.explain("mlp", 8, 8, 8, training=True, frozen=f, gpu="H100") for f in ("up_bias", ["up_bias"])
+    )
+    assert one == listed
     with pytest.raises(ValueError, match="x, weight, bias, slope; got 'weights'"):
         epilogue.explain(
             "linear", 8, 8, 8, activation="prelu", slope=torch.ones(1), training=True, frozen=["weights"], gpu="H100"

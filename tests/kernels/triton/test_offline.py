@@ -14,7 +14,7 @@ pytest.importorskip("tqdm")
 from epilogue.benchmarks.audit import every_activation, faults
 from epilogue.benchmarks.offline import CHIPS, compile_case, epilogue_cost, shipped
 from epilogue.catalogue import ACTIVATIONS
-from epilogue.triton.cost import cost_of, formulas
+from epilogue.triton.cost import cost_of, epilogue_formulas
 
 # Beside the shipped kernels, every activation in the forward's largest tiles, and the dearest formulas in the backward's, which takes ten
 # seconds to compile. What the architectures have in common is tried on one of them; `epilogue audit` tries it all.
@@ -65,7 +65,7 @@ def test_cost_of_every_formula():
     errors = []
     for entry in ACTIVATIONS.values():
         values = tuple(1.0 if value is inspect.Parameter.empty else value for value in entry.params.values())
-        for formula, dtype in itertools.product(formulas(entry, backward=True), epilogue.operands.DTYPES):
+        for formula, dtype in itertools.product(epilogue_formulas(entry, backward=True), epilogue.operands.DTYPES):
             counted = epilogue_cost(formula, values, dtype, "sm_90", entry.arity)
             errors.append(cost_of(formula, entry.arity, dtype)[0] - counted[0])
     assert max(map(abs, errors)) < 8
