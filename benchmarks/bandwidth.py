@@ -4,7 +4,6 @@ A kernel beside cuBLAS's products only reads, computes a little and writes, so a
 first: who is wrong gets no time. Timed is the launcher's whole call, the addition of the bias's partial sums with it.
 """
 
-import importlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
@@ -15,21 +14,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from epilogue import eager, triton
+from epilogue import eager
+from epilogue.backends import kernels
 from epilogue.benchmarks import gate, timing
 from epilogue.benchmarks.host_cost import machine
 from epilogue.benchmarks.report import table, write
 from epilogue.catalogue import Activation, resolve_name
-from epilogue.cupy import tensors
 
 TARGET = 0.85
 """The share of a copy's bandwidth that a pointwise kernel should reach."""
 STRIP = 1024
 """So many columns are held against float64 at a time: all of them are up to 2 GB a matrix there."""
 
-REFUSALS = {"cupy": tensors.refusal, "triton": triton.refusal}
-KERNELS = {"cupy": "epilogue.cupy.tensors", "triton": "epilogue.triton.pointwise"}
-"""The modules of act_fwd and act_bwd; Triton's must not be imported where Triton is missing."""
+BACKENDS = ("cupy", "triton")
 
 FORWARD, BACKWARD, MLP = PASSES = ("forward", "backward", "backward of an MLP")
 """y; dz; and what an MLP with biases asks of backward: dz, its sums, and h = act(z) again unless that was kept in place of z."""
@@ -136,8 +133,8 @@ def measured(case: PointwiseCase, backends: Mapping[str, Any], device: str) -> R
     z, dy = (torch.randn(case.rows, k * case.columns, device=device, dtype=dtype) for k in (case.act.arity, 1))
     right: dict[str, timing.Call] = {}
     failed, held = {}, []  # held: what a kernel leaves unwritten must not be memory with another's results
-    for name, kernels in backends.items():
-        call = pass_of(case, kernels, z, dy)
+    for name, launchers in backends.items():
+        call = pass_of(case, launchers, z, dy)
         try:
             held.append(call())
             wrong = failure(case, z, dy, held[-1])
@@ -204,8 +201,8 @@ def main(path: Path | None, seconds: float) -> int:
         print("\n".join(map(str, CASES)))
         return 0
     x = torch.empty(1, 1, device="cuda", dtype=torch.bfloat16)
-    refusals = {name: refusal(x, x) for name, refusal in REFUSALS.items()}
-    backends = {name: importlib.import_module(KERNELS[name]) for name, refusal in refusals.items() if refusal is None}
+    refusals = {name: kernels(name).refusal(x, x) for name in BACKENDS}
+    backends = {name: kernels(name).launchers() for name, refusal in refusals.items() if refusal is None}
     if not backends:
         raise SystemExit(f"epilogue bandwidth: no kernel runs here, {'; '.join(map(str, refusals.values()))}")
     rows = run(CASES, backends, "cuda", path, seconds)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import eager
+from .backends import kernels
 from .catalogue import ACTIVATIONS, Activation, Keep
 from .operands import Dropout, Operands, activation_refusal, observed, packed, rows_of
 from .operators import (
@@ -20,7 +21,6 @@ from .operators import (
     cast,
     in_plain_operations,
     joined,
-    launchers,
     register,
     split,
     wanted,
@@ -72,7 +72,7 @@ def layer_forward(
     act, values = ACTIVATIONS[activation], joined(numbers, learned, learned_at)
     dropout = None if seed is None else Dropout(dropout_p, seed)
     operands = Operands(x, weight, up_weight, bias, up_bias, act, values, gated, dropout)
-    y, kept = launchers(backend).linear_fwd(operands, keep)
+    y, kept = kernels(backend).launchers().linear_fwd(operands, keep)
     return y, x.new_empty(0) if kept is None else kept
 
 
@@ -149,7 +149,7 @@ def _pointwise(
     """(dz, dbias, dparam) of act_bwd, empty tensors where not needed."""
     act, values = ACTIVATIONS[activation], joined(numbers, learned, learned_at)
     results = (needs[0], False, *needs[1:])
-    dz, _, *sums = launchers(backend).act_bwd(dy, rows_of(saved), keep, act, values, gated, None, results)
+    dz, _, *sums = kernels(backend).launchers().act_bwd(dy, rows_of(saved), keep, act, values, gated, None, results)
     return tuple(dy.new_empty(0) if r is None else r for r in (dz, *sums))  # type: ignore[return-value]
 
 

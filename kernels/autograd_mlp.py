@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import eager
 from .autograd_linear import kept_like, layer_flops, layer_forward, layer_gradients, plain_layer
+from .backends import kernels
 from .catalogue import ACTIVATIONS, Activation, Keep
 from .operands import Dropout, Operands, activation_refusal, draw_seed, observed, rows_of, saturated
 from .operators import (
@@ -21,7 +22,6 @@ from .operators import (
     cast,
     in_plain_operations,
     joined,
-    launchers,
     register,
     split,
     wanted,
@@ -90,7 +90,7 @@ def _forward(
     dropout = None if seed is None else Dropout(dropout_p, seed)
     act, values = ACTIVATIONS[activation], joined(numbers, learned, learned_at)
     operands = Operands(x, weight, up_weight, bias, up_bias, act, values, gated, dropout)
-    h, kept = launchers(backend).linear_fwd(operands, keep)
+    h, kept = kernels(backend).launchers().linear_fwd(operands, keep)
     y = F.linear(rows_of(h), down_weight, down_bias)
     # No view, as F.linear's own result may be with a bias: autograd forbids writing into views that a function returns beside others.
     y = torch.ops.aten._unsafe_view.default(y, (*x.shape[:-1], y.shape[-1]))
@@ -202,7 +202,7 @@ def _dact(
     """(dz, h, dbias, dparam) of linear_dact, empty tensors where not needed."""
     act, values = ACTIVATIONS[activation], joined(numbers, learned, learned_at)
     dropout = None if seed is None else Dropout(dropout_p, seed)
-    results = launchers(backend).linear_dact(dy, down_weight, saved, keep, act, values, gated, dropout, needs)
+    results = kernels(backend).launchers().linear_dact(dy, down_weight, saved, keep, act, values, gated, dropout, needs)
     return tuple(dy.new_empty(0) if r is None else r for r in results)  # type: ignore[return-value]
 
 
@@ -272,7 +272,7 @@ register(
 )  # fmt: skip
 register(
     "dropout_mask(Tensor seed, float dropout_p, int m, int n, str backend) -> Tensor",
-    lambda seed, dropout_p, m, n, backend: launchers(backend).dropout_mask(Dropout(dropout_p, seed), m, n),
+    lambda seed, dropout_p, m, n, backend: kernels(backend).launchers().dropout_mask(Dropout(dropout_p, seed), m, n),
     lambda seed, dropout_p, m, n, backend: seed.new_empty(m, n, dtype=torch.float32),
     lambda *shapes, **more: 0,
 )

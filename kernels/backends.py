@@ -1,13 +1,36 @@
 """Which backend serves torch tensors on a GPU: what the user chose, else the first of Triton and CuPy that can."""
 
 import contextlib
+import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 NAMES = ("triton", "cupy", "eager")
+
+
+class Backend(NamedTuple):
+    """A backend of kernels for torch tensors."""
+
+    missing: Callable[[], str | None]
+    """Why no kernel can run in this process, or None."""
+    refusal: Callable[[Any, Any], str | None]
+    """Why none serves x with this weight or pair of weights, or None."""
+    launchers: Callable[[], Any]
+    """The module of linear_fwd, linear_dact, act_fwd, act_bwd and dropout_mask; to be asked where nothing is missing."""
+
+
+def kernels(name: str) -> Backend:
+    """The backend "triton" or "cupy", of which as little is imported as the question needs."""
+    if name == "cupy":
+        from .cupy import tensors
+
+        return Backend(tensors.missing, tensors.refusal, lambda: tensors)
+    from . import triton
+
+    return Backend(triton.missing, triton.refusal, lambda: importlib.import_module(f"{triton.__name__}.launchers"))
 
 
 def _named(name: str, where: str) -> str:
@@ -65,7 +88,7 @@ def backend(name: str) -> Iterator[None]:
 
 def _require(name: str, where: str) -> None:
     """RuntimeError where the kernels of that backend cannot run at all."""
-    missing = None if name == "eager" else _module(name).missing()
+    missing = None if name == "eager" else kernels(name).missing()
     if missing:
         raise RuntimeError(f"{where}: {name!r} cannot run here: {missing}")
 
@@ -86,28 +109,17 @@ def serving(x: Any, weight: Any) -> tuple[str, str]:
     first, because = choice or ("triton", "this device and dtype are served")
     if first == "eager":
         return first, because
-    refusal = _module(first).refusal(x, weight)
+    refusal = kernels(first).refusal(x, weight)
     if refusal is None:
         return first, because
     if choice and x.device.type == "cuda":
         _require(first, "EPILOGUE_BACKEND")
     if choice or x.device.type != "cuda":
         return "eager", refusal
-    from .operands import unserved
+    from .operands import tensor_refusal
 
-    shared = unserved(x, weight)
+    shared = tensor_refusal(x, weight)
     if shared:  # CuPy is not imported for what it would refuse as well
         return "eager", shared
-    other = _module("cupy").refusal(x, weight)
+    other = kernels("cupy").refusal(x, weight)
     return ("eager", f"{refusal}; {other}") if other else ("cupy", refusal)
-
-
-def _module(name: str) -> Any:
-    """The module that says what the kernels of that backend refuse."""
-    if name == "cupy":
-        from .cupy import tensors
-
-        return tensors
-    from . import triton
-
-    return triton

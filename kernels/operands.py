@@ -12,7 +12,7 @@ from .eager import is_plain
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def unserved(x: Tensor, weight: Any) -> str | None:
+def tensor_refusal(x: Tensor, weight: Any) -> str | None:
     """Why no kernel serves x with this weight (or pair of weights), or None."""
     if compute_dtype(x) not in DTYPES:
         return f"{x.dtype} runs plain torch operations"

@@ -42,17 +42,6 @@ def register(
         library.register_autograd(f"epilogue::{name}", backward, setup_context=setup_context, lib=_operators)
 
 
-def launchers(backend: str) -> Any:
-    """The module of a backend's launchers: linear_fwd, act_bwd, linear_dact and dropout_mask."""
-    if backend == "cupy":
-        from .cupy import tensors
-
-        return tensors
-    from .triton import launchers
-
-    return launchers
-
-
 def split(values: tuple) -> tuple[Tensor | None, list[float], int]:
     """(the learnable tensor, the numbers with 0 in its place, its place), as the schemas take parameters; `joined` undoes it."""
     at = next((i for i, value in enumerate(values) if isinstance(value, Tensor)), _NO_LEARNED)

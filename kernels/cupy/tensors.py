@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..catalogue import Activation, Keep
-from ..operands import Dropout, Operands, halves, rows_of, unserved
+from ..operands import Dropout, Operands, halves, rows_of, tensor_refusal
 from ..unfused import unfused_dact, unfused_fwd
 from . import epilogues, launch
 from . import missing as _missing
@@ -29,7 +29,7 @@ def refusal(x: Tensor, weight: Any) -> str | None:
     """Why the kernels do not serve x with this weight (or pair of weights), or None where they do."""
     if x.device.type != "cuda":
         return f"{x.device.type} tensors run plain torch operations"
-    return missing() or unserved(x, weight)
+    return missing() or tensor_refusal(x, weight)
 
 
 @contextmanager

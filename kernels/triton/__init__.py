@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..operands import unserved
+from ..operands import tensor_refusal
 
 INTERPRET = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
@@ -51,4 +51,4 @@ def refusal(x: torch.Tensor, weight: Any) -> str | None:
             return "the GPU is older than compute capability 8.0"
     elif device.type != "cpu" or not INTERPRET:
         return f"{device.type} tensors run plain torch operations"
-    return unserved(x, weight)
+    return tensor_refusal(x, weight)

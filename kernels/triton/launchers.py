@@ -3,6 +3,6 @@
 from .dact import linear_dact
 from .dropout import dropout_mask
 from .linear import linear_fwd
-from .pointwise import act_bwd
+from .pointwise import act_bwd, act_fwd
 
-__all__ = ["act_bwd", "dropout_mask", "linear_dact", "linear_fwd"]
+__all__ = ["act_bwd", "act_fwd", "dropout_mask", "linear_dact", "linear_fwd"]

@@ -12,6 +12,7 @@ import torch
 
 pytest.importorskip("tqdm")
 from epilogue import eager
+from epilogue.backends import Backend
 from epilogue.benchmarks import bandwidth, cli, timing
 from epilogue.benchmarks.bandwidth import BACKWARD, FORWARD, MLP, PASSES, PointwiseCase
 
@@ -212,9 +213,9 @@ def pretended(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch, "empty", lambda *size, **options: None)
         monkeypatch.setattr(bandwidth, "run", run)
-        monkeypatch.setattr(bandwidth, "KERNELS", dict.fromkeys(refusals, "types"))
-        refuse = {name: (lambda x, weight, reason=reason: reason) for name, reason in refusals.items()}
-        monkeypatch.setattr(bandwidth, "REFUSALS", refuse)
+        monkeypatch.setattr(bandwidth, "BACKENDS", tuple(refusals))
+        backends = {name: Backend(None, lambda *of, reason=reason: reason, object) for name, reason in refusals.items()}
+        monkeypatch.setattr(bandwidth, "kernels", backends.__getitem__)
 
     return pretend
 

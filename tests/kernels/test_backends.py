@@ -25,7 +25,7 @@ def refusals(monkeypatch):
     for name, module in (("triton", triton), ("cupy", tensors)):
         monkeypatch.setattr(module, "refusal", lambda x, weight, name=name: found[name])
         monkeypatch.setattr(module, "missing", lambda name=name: found[name])
-    monkeypatch.setattr(operands, "unserved", lambda x, weight: found.get("both"))
+    monkeypatch.setattr(operands, "tensor_refusal", lambda x, weight: found.get("both"))
     return found
 
 
@@ -179,6 +179,6 @@ def test_cupy_that_does_not_import(monkeypatch):
 def test_what_no_kernel_serves_does_not_import_cupy(monkeypatch):
     """A double on a GPU asks neither for CuPy nor for the compiler that its module brings."""
     double = types.SimpleNamespace(device=torch.device("cuda"), dtype=torch.float64)
-    monkeypatch.setattr(triton, "refusal", operands.unserved)
-    monkeypatch.setattr(backends, "_module", {"triton": triton}.__getitem__)
+    monkeypatch.setattr(triton, "refusal", operands.tensor_refusal)
+    monkeypatch.setattr(backends, "kernels", {"triton": backends.kernels("triton")}.__getitem__)
     assert backends.serving(double, double) == ("eager", "torch.float64 runs plain torch operations")
