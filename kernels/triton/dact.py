@@ -133,7 +133,8 @@ def _fused_dact(
         constants = {**functions, "PARAM_STRIDES": strides, "PRECISION": precision(dy.dtype), **config.constants()}
         block = (config.BLOCK_M, config.BLOCK_N // config.PIECES) if config.tma else None
         matrices = (*halves(matrix, n, gated), *halves(dz, n, gated), h)
-        epilogue = Epilogue(None, None, params, dropout and dropout.argument(), saved.stride(0), signs)
+        stride = 0 if matrix is None else matrix.stride(0)
+        epilogue = Epilogue(None, None, params, dropout and dropout.argument(), stride, signs)
         sums = Sums(*halves(dbias, n, gated), dz.stride(0), dparam)
         arguments = *(tile_argument(each, block) for each in matrices), epilogue, sums, m, n, dy.shape[1]
         with on_device(dy):

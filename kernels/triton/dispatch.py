@@ -50,8 +50,8 @@ def candidates(problem: Problem, chip: Machine) -> list[Candidate]:
 #
 # A roofline with waves: a multiprocessor works through ceil(tiles / processors) tiles, and no kernel is faster than its bytes. A tile
 # takes, per step of K, the longer of its arithmetic and its loads from L2 and a quarter of the shorter (they overlap, not wholly), and then
-# its epilogue: the formulas' instructions (cost.py), and what it reads and writes. What cuBLAS does is taken to be
-# the same with the best of its tiles, an epilogue hidden under the next tile's product, and K split where tiles are few.
+# its epilogue: the formulas' instructions (cost.py), and what it reads and writes. What cuBLAS does is taken to be the same with the
+# best of its tiles, an epilogue hidden under the next tile's product, and K split where tiles are few.
 
 MULTIPLY_ADDS = {80: 1024, 90: 2048, 100: 4096, 103: 4096}
 """Per multiprocessor and cycle, dense 16-bit operands; TF32 half of it. Other chips: 512."""
