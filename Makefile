@@ -17,9 +17,9 @@ demo: $(INSTALLED)
 	$(if $(BACKEND),EPILOGUE_BACKEND=$(BACKEND)) $(BIN)/epilogue demo $(ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
 ifeq ($(shell uname -s),Linux)
-	TRITON_INTERPRET=1 $(BIN)/pytest -n auto tests/kernels/triton
+	TRITON_INTERPRET=1 $(BIN)/pytest -n auto --dist worksteal tests/kernels/triton
 endif
 
 # dist/epilogue-*.whl, for machines without a network or with an old setuptools. The commit travels in it: no repository may be there.

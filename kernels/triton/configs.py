@@ -77,7 +77,7 @@ TABLE: dict[tuple[Family, bool, int], tuple[Config, ...]] = {
         Config(64, 64, 32, 4, 4, PIECES=2),
         Config(16, 64, 64, 4, 4),
     ),
-    (DACT, False, 4): (Config(64, 64, 16, 4, 3, PIECES=2), Config(16, 64, 32, 4, 3, PIECES=2)),
+    (DACT, False, 4): (Config(64, 64, 16, 4, 3, PIECES=4), Config(16, 64, 32, 4, 3, PIECES=2)),
 }
 
 # With dropout the widest tile takes 20 s to compile, and spills where more is to be held (a learnable parameter's sums, a bit of h).
