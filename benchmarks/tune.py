@@ -20,7 +20,7 @@ from tqdm import tqdm
 from epilogue import eager
 from epilogue.benchmarks.accuracy import accurate
 from epilogue.benchmarks.timing import Timing, measure
-from epilogue.catalogue import ACTIVATIONS, Keep
+from epilogue.catalogue import ACTIVATIONS, CUBLASLT, Keep
 from epilogue.explanation import GATED, activation_of, describe, problems
 from epilogue.operands import Dropout, Operands, activation_refusal
 from epilogue.saving import library_serves
@@ -140,8 +140,9 @@ def _forward(problem: Problem, device: str) -> tuple[Callable, Callable]:
 
     def runner(choice: Choice):
         if choice == "library":
-            # On the CPU torch computes another gelu there, the exact one.
-            if not library_serves(act, keep, gated, bias is not None, False) or (act.name != "relu" and not x.is_cuda):
+            if not library_serves(act, keep, gated, bias is not None, dropout=False):
+                return None
+            if CUBLASLT[act.name] == "GELU" and not x.is_cuda:  # on the CPU torch's is the exact one
                 return None
             # Torch's own activations keep NaN. Of all rows, since for one torch takes another way than cuBLASLt.
             lost = operands._replace(x=torch.full_like(x, torch.nan))

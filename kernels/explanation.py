@@ -88,11 +88,10 @@ def explain(
         served = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise ValueError(f"explain: dtype must be one of {served}; got {dtype!r}, which runs plain torch operations")
     frozen = (frozen,) if isinstance(frozen, str) else frozen
-    learned = _differentiable(op, act, values)
-    if unknown := [name for name in frozen if name not in learned]:
-        raise ValueError(
-            f"explain: frozen names arguments that could get a gradient, {', '.join(learned)}; got {unknown[0]!r}"
-        )
+    differentiable = _differentiable(op, act, values)
+    if unknown := [name for name in frozen if name not in differentiable]:
+        names = ", ".join(differentiable)
+        raise ValueError(f"explain: frozen names arguments that could get a gradient, {names}; got {unknown[0]!r}")
     dropout = dropout and training and op.endswith("mlp")
     backend, because = _backend(gpu, dtype)
     if backend != "eager" and (refusal := activation_refusal(act, values, op in GATED)):

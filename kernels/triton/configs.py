@@ -64,7 +64,8 @@ TABLE: dict[tuple[Family, bool, int], tuple[Config, ...]] = {
     (LINEAR, False, 4): (Config(64, 64, 16, 4, 3), Config(16, 64, 32, 4, 3)),
     (GLU, False, 4): (Config(64, 32, 32, 4, 3), Config(16, 32, 32, 4, 3)),
     # Pieces of 32 columns: this epilogue holds up to five tiles, and with pieces of 64 the widest spills. Those of 16 columns in float32:
-    # with 32 and dropout Triton 3.6 and 3.8 spill on sm_90; the last one's two pieces: with one 3.8 spills on sm_100.
+    # with 32 Triton 3.6 and 3.8 spill with dropout on sm_90, 3.9 without descriptors on sm_80; the last one's two pieces: with one
+    # Triton 3.8 spills on sm_100.
     (DACT, True, 2): (
         Config(128, 256, 64, 8, 3, True, PIECES=8),
         Config(128, 128, 64, 8, 4, True, PIECES=4),

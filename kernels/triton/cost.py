@@ -21,6 +21,12 @@ Fitted by least squares to what Triton 3.9.0 makes of every formula of the catal
 0.8 instructions RMS and 7 at most, of laplace's 60. `log` is in no formula of the catalogue; it was counted alone.
 """
 
+ALIKE = {"-": "+", "minimum": "maximum", "/": "reciprocal", **dict.fromkeys(COMPARISONS, "where")}
+"""Operations that cost the same as another."""
+
+UNKNOWN = (20.0, 2.0)
+"""Of a formula that is outside the grammar, a user's own: it is for the kernel to run or refuse, not for the choice of one."""
+
 
 def epilogue_formulas(act: Activation, backward: bool) -> list[Callable]:
     """What a product kernel computes of each element: the value, in backward the derivatives and, for h, the value again."""
@@ -51,17 +57,13 @@ def operations(formula: Callable, arity: int, dtype: torch.dtype) -> Counter[str
         varying.add(value.place)
         users.update(of)
         operation = "*" if value.operation == "/" and not varies(value.operands[1]) else value.operation
-        found[_NAMES.get(operation, operation)] += 1
+        found[ALIKE.get(operation, operation)] += 1
         if operation == "*":
             products.add(value.place)
         elif operation in ("+", "-"):
             sums.append(of)
     found["fused"] = sum(any(place in products and users[place] == 1 for place in of) for of in sums)
     return found
-
-
-_NAMES = {"-": "+", "minimum": "maximum", "/": "reciprocal", **dict.fromkeys(COMPARISONS, "where")}
-"""Operations that cost the same as another."""
 
 
 @functools.cache
@@ -74,6 +76,9 @@ def formula_cost(act: Activation, backward: bool, dtype: torch.dtype) -> tuple[f
 
 def cost_of(formula: Callable, arity: int, dtype: torch.dtype) -> tuple[float, float]:
     """(instructions, special functions among them) of one formula, per element."""
-    counted = operations(formula, arity, dtype).items()
+    try:
+        counted = operations(formula, arity, dtype).items()
+    except Exception:  # whatever the formula raises on values that it was not written for
+        return UNKNOWN
     instructions = sum(WEIGHTS[operation][0] * count for operation, count in counted)
     return instructions, sum(WEIGHTS[operation][1] * count for operation, count in counted)

@@ -147,8 +147,8 @@ def act_bwd(
     if dy.numel():
         matrix, signs = (None, saved) if kept == "sign" else (saved, None)
         params, strides = param_arguments(values)
-        drop = dropout and dropout.argument()
-        epilogue = Epilogue(None, None, params, drop, saved.stride(0), signs)
+        stride = 0 if matrix is None else matrix.stride(0)
+        epilogue = Epilogue(None, None, params, dropout and dropout.argument(), stride, signs)
         sums = Sums(*halves(dbias, n, gated), width, dparam)
         with on_device(dy):
             act_bwd_kernel[(programs, triton.cdiv(n, POINTWISE["BLOCK_N"]))](

@@ -62,16 +62,8 @@ def forward_problem(
 
 
 def backward_problem(
-    m: int,
-    n: int,
-    k: int,
-    dtype: torch.dtype,
-    act: Activation,
-    gated: bool,
-    dropout: bool,
-    emits: bool,
-    descriptors: bool,
-) -> Problem:
+    m: int, n: int, k: int, dtype: torch.dtype, act: Activation, gated: bool, dropout: bool, emits: bool, descriptors: bool
+) -> Problem:  # fmt: skip
     """Of dz for an MLP of n hidden and k output features. emits: whether h is written for the down weight's gradient.
 
     descriptors: whether they serve dy, the down weight and what was kept.

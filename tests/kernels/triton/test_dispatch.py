@@ -8,16 +8,17 @@ import pytest
 import torch
 
 import epilogue
+from epilogue.approximations import APPROXIMATIONS
 from epilogue.operands import Operands
 from epilogue.saving import library_serves
 from epilogue.triton import configs, dispatch, tuned
 from epilogue.triton.chips import CHIPS, INTERPRETER, precision
 from epilogue.triton.configs import TABLE, Config, shared_bytes
-from epilogue.triton.cost import formula_cost
+from epilogue.triton.cost import ALIKE, UNKNOWN, WEIGHTS, formula_cost
 from epilogue.triton.dispatch import candidates, choose, fused_time, unfused_time
 from epilogue.triton.problem import DACT, DROPPED, GLU, LINEAR, Problem
 from epilogue.unfused import library_fwd
-from epilogue.vocabulary import exp
+from epilogue.vocabulary import PRIMITIVES, exp, where
 
 H200 = CHIPS["H200"]
 GELU = Problem(LINEAR, 8192, 14336, 4096, torch.bfloat16, "tf32", True, "gelu", gated=False, keeps=True)
@@ -181,11 +182,21 @@ def test_what_an_activation_costs():
     instructions, special = formula_cost(unheard_of, False, torch.float32)
     assert instructions == pytest.approx(0.95 + 5.3 + 0.95 + 6.6 + 0.95)
     assert special == 2
+
+    @epilogue.activation(oracle=lambda F, x: F.hardtanh(x, 0.0, 1.0))
+    def outside_the_grammar(x):
+        return where((x > 0.0) & (x < 1.0), x, 0.0)
+
+    assert formula_cost(outside_the_grammar, False, torch.float32) == UNKNOWN
     silu = epilogue.ACTIVATIONS["silu"]
     assert formula_cost(silu.gated, False, torch.bfloat16) == formula_cost(silu, False, torch.bfloat16)
     exact = GELU._replace(activation="mish")
     config = choose(GELU, H200)
     assert fused_time(exact, config, H200) > fused_time(GELU._replace(activation="relu"), config, H200)
+
+
+def test_every_primitive_has_a_cost():
+    assert {ALIKE.get(name, name) for name in (*PRIMITIVES, *APPROXIMATIONS)} <= WEIGHTS.keys()
 
 
 def test_the_interpreter_runs_the_kernels():
