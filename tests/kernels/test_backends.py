@@ -103,10 +103,11 @@ def test_asyncio_tasks_have_a_choice_each(refusals):
     assert backends.chosen() is None
 
 
-def test_a_choice_that_cannot_be_is_said_at_once(refusals):
-    refusals["cupy"] = "CuPy finds no GPU or no driver"
-    message = "epilogue.backend: 'cupy' cannot run here: CuPy finds no GPU or no driver"
-    with pytest.raises(RuntimeError, match=message), epilogue.backend("cupy"):
+@pytest.mark.parametrize("name", ["triton", "cupy"])
+def test_a_choice_that_cannot_be_is_said_at_once(name, refusals):
+    refusals[name] = "there is no GPU or no driver"
+    message = f"epilogue.backend: '{name}' cannot run here: there is no GPU or no driver"
+    with pytest.raises(RuntimeError, match=message), epilogue.backend(name):
         pass
     with pytest.raises(ValueError, match=r"must be one of triton, cupy, eager; got 'cuda'"), epilogue.backend("cuda"):
         pass

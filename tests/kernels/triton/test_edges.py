@@ -12,6 +12,7 @@ from epilogue.triton.dact import linear_dact
 from epilogue.triton.dropout import dropout_mask
 from epilogue.triton.linear import linear_fwd
 from epilogue.triton.pointwise import act_bwd
+from epilogue.vocabulary import absolute, sqrt, where
 
 GELU, SILU, RELU = (epilogue.ACTIVATIONS[name] for name in ("gelu", "silu", "relu"))
 
@@ -256,3 +257,25 @@ def test_unfused_over_many_blocks(act, keep, device):
     if keep == "input":
         torch.testing.assert_close(h, y, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(h_dropped, h * mask)
+
+
+@pytest.mark.usefixtures("own_activations")
+@pytest.mark.parametrize("kernel", ["fused", "unfused"])
+@pytest.mark.parametrize("sizes", [(16, 32), (9, 13)], ids=["descriptor", "pointer"])
+def test_rows_past_the_last_add_nothing(sizes, kernel, device):
+    """The kernels read zeros there, where this derivative is infinite: 0 · inf in a column's sum would be NaN."""
+
+    @epilogue.activation(oracle=lambda F, x: x.abs().sqrt())
+    def root(x):
+        return sqrt(absolute(x))
+
+    @epilogue.derivative_of(root)
+    def root_grad(x):
+        return where(x > 0.0, 0.5, -0.5) / sqrt(absolute(x))
+
+    (k, n), m = sizes, 5
+    x, dy = draw(m, k, dtype=torch.float16, device=device), draw(m, k, dtype=torch.float16, device=device)
+    up, bias, down = (draw(*shape, dtype=torch.float16, device=device) for shape in ((n, k), (n,), (k, n)))
+    bias.requires_grad_()
+    (dbias,) = torch.autograd.grad(epilogue.mlp(x, up, down, bias, activation=root), bias, dy)
+    assert dbias.isfinite().all()
