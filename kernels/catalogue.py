@@ -134,7 +134,7 @@ class Activation:
         return "output" if torchs else "sign" if sign else "input"
 
 
-def formulas(act: Activation, values: tuple, kept: Keep) -> dict[str, Formula | None]:
+def formulas(act: Activation, values: tuple, keep: Keep) -> dict[str, Formula | None]:
     """What a backward kernel computes with, written in what was kept: z ("input"), or y ("output", "sign").
 
     value: of the elementwise activation or pair; grad: by its first operand; grad_up: by a pair's second; grad_param: by the parameter that
@@ -145,7 +145,7 @@ def formulas(act: Activation, values: tuple, kept: Keep) -> dict[str, Formula | 
     if base.arity == 2:
         grad, grad_up = base.derivatives["a"], base.derivatives["b"]
     else:
-        grad, grad_up = base.derivatives["x"] if kept == "input" else base.output_derivative(values), None
+        grad, grad_up = base.derivatives["x"] if keep == "input" else base.output_derivative(values), None
     learned = next((name for name, v in zip(base.params, values, strict=True) if not isinstance(v, float)), "")
     return {"value": base.value, "grad": grad, "grad_up": grad_up, "grad_param": base.derivatives.get(learned)}
 

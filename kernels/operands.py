@@ -75,32 +75,51 @@ def draw_seed(device: torch.device) -> Tensor:
     return torch.randint(2**63 - 1, (1,), device=device)
 
 
-class Operands(NamedTuple):
-    """What the launchers need of a call: x [..., K], one or two weights with their biases, and the activation's parameters.
+class Layer(NamedTuple):
+    """The tensors of a layer: x [..., K], one or two weights with their biases, and the activation's learnable tensor.
 
-    `weight` is [N, K], or packed [2N, K] where `gated` says so without an up_weight; `values` are numbers and tensors in the formula's
-    order.
+    weight is [N, K]; in a gated layer it is gate's beside an up_weight, or both packed as [2N, K]. bias goes the same way.
     """
 
     x: Tensor
     weight: Tensor
-    up_weight: Tensor | None
-    bias: Tensor | None
-    up_bias: Tensor | None
-    act: Activation
-    values: tuple
-    gated: bool
-    dropout: Dropout | None = None
+    up_weight: Tensor | None = None
+    bias: Tensor | None = None
+    up_bias: Tensor | None = None
+    learned: Tensor | None = None
 
-    def halves(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    def halves(self, gated: bool) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """(weight, up weight, bias, up bias), packed ones as views, biases of stride 1, as they are in memory."""
         weight, up_weight = self.weight, self.up_weight
         bias, up_bias = (None if b is None else b.resolve_neg().contiguous() for b in (self.bias, self.up_bias))
-        if self.gated and up_weight is None:
+        if gated and up_weight is None:
             n = weight.shape[0] // 2
             weight, up_weight = weight[:n], weight[n:]
             bias, up_bias = (None, None) if bias is None else (bias[:n], bias[n:])
         return weight, up_weight, bias, up_bias
+
+
+class Applied(NamedTuple):
+    """An activation as a call applies it: to z [M, N], or gated to gate|up [M, 2N], with a dropout behind it.
+
+    values: its parameters in the formula's order, numbers and tensors.
+    """
+
+    act: Activation
+    values: tuple = ()
+    gated: bool = False
+    dropout: Dropout | None = None
+
+
+class Needs(NamedTuple):
+    """Which results of a backward kernel are wanted."""
+
+    dz: bool = True
+    h: bool = False
+    """act(z), computed again."""
+    dbias: bool = False
+    dparam: bool = False
+    """The gradient of the learnable tensor."""
 
 
 def halves(matrix: Tensor | None, n: int, gated: bool) -> tuple[Tensor | None, Tensor | None]:

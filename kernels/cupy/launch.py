@@ -91,7 +91,7 @@ class Gradients(NamedTuple):
 
 
 def backward(
-    library: Library, dy: Any, z: Matrices, signs: Any, kept: Keep, act: Activation, values: tuple, into: Gradients,
+    library: Library, dy: Any, z: Matrices, signs: Any, keep: Keep, act: Activation, values: tuple, into: Gradients,
     bias: bool, param: bool, dropout: tuple | None = None,
 ) -> Gradients:  # fmt: skip
     """dz = dropout(dy) ⊙ act'(z + bias) into `into`, with up both operands', and h = dropout(act(z + bias)); dz may be dy [M, N].
@@ -111,7 +111,7 @@ def backward(
 
     dbias, dparam = sums(0)
     if m and n:
-        kernel = _kernel("act_bwd", dy, z, act, values, formulas(act, values, kept))
+        kernel = _kernel("act_bwd", dy, z, act, values, formulas(act, values, keep))
         matrices = (dy, z.z, z.up, into.dz, into.dup, into.h)
         strides = (0 if t is None else library.strides(t)[0] for t in (dy, z.z, into.dz))
         with library.on_device(dy):

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..catalogue import Keep
-from ..operands import Operands, halves, rows_of
+from ..operands import Applied, Layer, halves, rows_of
 from ..unfused import library_fwd, unfused_fwd
 from .chips import machine, precision
 from .configs import Choice, Config
@@ -102,46 +102,49 @@ def linear_fwd_tma_kernel(
             store_tile(y_desc, N, y, row, col, M, N, True)
 
 
-def linear_fwd(operands: Operands, keep: Keep, choice: Choice | None = None) -> tuple[Tensor, Tensor | None]:
+def linear_fwd(
+    layer: Layer, applied: Applied, keep: Keep, choice: Choice | None = None
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """(y [..., N], what to keep of it for backward beside y).
 
     keep "input": z [M, N] or gate|up [M, 2N]; "sign": whether act(z) > 0, bits in uint8 [M, ⌈N/8⌉]; else None.
     """
     if choice is None:
-        choice = choose(_problem(operands, keep), machine(operands.x))
+        choice = choose(_problem(layer, applied, keep), machine(layer.x))
     if isinstance(choice, Config):
-        return _fused_fwd(operands, keep, choice)
-    return (library_fwd(operands), None) if choice == "library" else unfused_fwd(operands, keep, act_fwd)
+        return _fused_fwd(layer, applied, keep, choice)
+    return (
+        (library_fwd(layer, applied.act), None) if choice == "library" else unfused_fwd(layer, applied, keep, act_fwd)
+    )
 
 
-def _problem(operands: Operands, keep: Keep) -> Problem:
-    x, act, gated = rows_of(operands.x), operands.act, operands.gated
-    weight, up, _, _ = operands.halves()
+def _problem(layer: Layer, applied: Applied, keep: Keep) -> Problem:
+    act, _, gated, dropout = applied
+    x, (weight, up, bias, _) = rows_of(layer.x), layer.halves(gated)
     (m, k), n = x.shape, weight.shape[0]
-    with_bias, dropped = operands.bias is not None, operands.dropout is not None
     serve = descriptors_serve(x, weight, up)
-    return forward_problem(m, n, k, x.dtype, act, gated, with_bias, dropped, keep, serve)
+    return forward_problem(m, n, k, x.dtype, act, gated, bias is not None, dropout is not None, keep, serve)
 
 
-def _fused_fwd(operands: Operands, keep: Keep, config: Config) -> tuple[Tensor, Tensor | None]:
-    x, act, gated = rows_of(operands.x), operands.act, operands.gated
-    weight, up, bias, up_bias = operands.halves()
+def _fused_fwd(layer: Layer, applied: Applied, keep: Keep, config: Config) -> tuple[Tensor, Tensor | None]:
+    act, values, gated, dropout = applied
+    x, (weight, up, bias, up_bias) = rows_of(layer.x), layer.halves(gated)
     m, n = x.shape[0], weight.shape[0]
-    y = x.new_empty(*operands.x.shape[:-1], n)
+    y = x.new_empty(*layer.x.shape[:-1], n)
     z = x.new_empty(m, 2 * n if gated else n) if keep == "input" else None
     signs = x.new_empty(m, triton.cdiv(n, 8), dtype=torch.uint8) if keep == "sign" else None
     kept = signs if z is None else z
     if y.numel() == 0:
         return y, kept
-    params, strides = param_arguments(operands.values)
+    params, strides = param_arguments(values)
     constants = {
         "value": device_function((act.gate or act).value, x.dtype), "GATED": act.arity == 1 or act.gate is not None,
         "PARAM_STRIDES": strides, "PRECISION": precision(x.dtype), **config.constants(),
     }  # fmt: skip
     block = (config.BLOCK_M, config.BLOCK_N // config.PIECES) if config.tma else None
     results = [tile_argument(matrix, block) for matrix in (rows_of(y), *halves(z, n, gated))]
-    dropout = operands.dropout and operands.dropout.argument()
-    epilogue = Epilogue(bias, up_bias, params, dropout, 0 if z is None else z.stride(0), signs)
+    drop = dropout and dropout.argument()
+    epilogue = Epilogue(bias, up_bias, params, drop, 0 if z is None else z.stride(0), signs)
     arguments = *results, epilogue, m, n, x.shape[1]
     with on_device(x):
         if config.tma:

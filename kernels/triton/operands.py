@@ -19,9 +19,9 @@ def param_arguments(values: tuple) -> tuple[tuple, tuple]:
     return tuple(v.resolve_neg().contiguous() if isinstance(v, Tensor) else v for v in values), strides
 
 
-def gradient_functions(act: Activation, values: tuple, dtype: torch.dtype, kept: Keep) -> dict[str, Any]:
+def gradient_functions(act: Activation, values: tuple, dtype: torch.dtype, keep: Keep) -> dict[str, Any]:
     """The derivative kernels' functions for this activation and what was kept."""
-    found = formulas(act, values, kept)
+    found = formulas(act, values, keep)
     return {name: formula and device_function(formula, dtype) for name, formula in found.items()}
 
 

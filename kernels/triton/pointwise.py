@@ -4,15 +4,13 @@ A single layer's backward always runs so: fusing the derivative into dx = dz W a
 The other products do where their fused kernel would be slower (dispatch.py).
 """
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..catalogue import Activation, Keep
-from ..operands import Dropout, halves
+from ..catalogue import Keep
+from ..operands import Applied, Needs, halves
 from .chips import machine
 from .configs import POINTWISE
 from .dropout import drawn, dropped
@@ -108,10 +106,9 @@ def act_bwd_kernel(
         tl.store(sums.dparam + out * N + cols, tl.sum(sum_param, 0), mask=col_mask)
 
 
-def act_fwd(
-    z: Tensor, y: Tensor, signs: Tensor | None, act: Activation, values: tuple, gated: bool, dropout: Dropout | None
-) -> None:
+def act_fwd(z: Tensor, y: Tensor, signs: Tensor | None, applied: Applied) -> None:
     """Write dropout(act(z)) to y [M, N], which may be z, and to signs [M, ⌈N/8⌉] whether act(z) > 0. z [M, N], gated: gate|up [M, 2N]."""
+    act, values, gated, dropout = applied
     m, n = y.shape
     if not y.numel():
         return
@@ -127,25 +124,25 @@ def act_fwd(
 
 
 def act_bwd(
-    dy: Tensor, saved: Tensor, kept: Keep, act: Activation, values: tuple, gated: bool, dropout: Dropout | None,
-    needs: Sequence[bool], dz: Tensor | None = None,
+    dy: Tensor, saved: Tensor, keep: Keep, applied: Applied, needs: Needs, dz: Tensor | None = None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """(dz, h, dbias float32, dparam float32) for dy [M, N] and saved z ("input"), y ("output") or signs ("sign").
 
-    gated: saved and dz are gate|up [M, 2N], dbias [2N]. needs: which of the four to compute. dparam is the learnable tensor's gradient, per
-    column: [N]. dz is written to the one given, which may be dy.
+    gated: saved and dz are gate|up [M, 2N], dbias [2N]. dparam is the learnable tensor's gradient, per column: [N]. dz is written to the
+    one given, which may be dy.
     """
+    act, values, gated, dropout = applied
     m, n = dy.shape
     saved = saved.contiguous()  # what a user's hooks give back may not be
     width = 2 * n if gated else n
     programs, rows_per_program = _row_programs(m, n, machine(dy).processors)
-    if dz is None and needs[0]:
+    if dz is None and needs.dz:
         dz = dy.new_empty(m, width)
-    h = dy.new_empty(m, n) if needs[1] else None
-    dbias = dy.new_empty(programs, width, dtype=torch.float32) if needs[2] else None
-    dparam = dy.new_empty(programs, n, dtype=torch.float32) if needs[3] else None
+    h = dy.new_empty(m, n) if needs.h else None
+    dbias = dy.new_empty(programs, width, dtype=torch.float32) if needs.dbias else None
+    dparam = dy.new_empty(programs, n, dtype=torch.float32) if needs.dparam else None
     if dy.numel():
-        matrix, signs = (None, saved) if kept == "sign" else (saved, None)
+        matrix, signs = (None, saved) if keep == "sign" else (saved, None)
         params, strides = param_arguments(values)
         stride = 0 if matrix is None else matrix.stride(0)
         epilogue = Epilogue(None, None, params, dropout and dropout.argument(), stride, signs)
@@ -153,7 +150,7 @@ def act_bwd(
         with on_device(dy):
             act_bwd_kernel[(programs, triton.cdiv(n, POINTWISE["BLOCK_N"]))](
                 dy, *halves(matrix, n, gated), *halves(dz, n, gated), h, epilogue, sums, m, n, *dy.stride(), rows_per_program,
-                **gradient_functions(act, values, dy.dtype, kept), PARAM_STRIDES=strides, **POINTWISE,
+                **gradient_functions(act, values, dy.dtype, keep), PARAM_STRIDES=strides, **POINTWISE,
             )  # fmt: skip
     return dz, h, None if dbias is None else dbias.sum(0), None if dparam is None else dparam.sum(0)
 

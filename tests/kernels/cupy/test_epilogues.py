@@ -11,6 +11,7 @@ import epilogue
 import epilogue.cupy
 from epilogue import ACTIVATIONS
 from epilogue.cupy import cublaslt, epilogues, launch, tensors
+from epilogue.operands import Applied, Needs
 
 GPU = epilogue.cupy.missing() is None
 without_gpu = pytest.mark.skipif(GPU, reason="the stand-in's faults")
@@ -84,7 +85,7 @@ def test_backward_is_taken_by_its_own_trial(fault, calls, cupy, nvmath, rng):
 def test_a_derivative_of_tensors_is_taken_by_its_own_trial(nvmath, rng):
     nvmath.quirks.add("wrong sums")
     dy, weight, z = (torch.as_tensor(rng.standard_normal(shape)).half() for shape in ((M, K), (K, N), (M, N)))
-    call = (ACTIVATIONS["gelu_tanh"], (), False, None, (False, True, False))
+    call = (Applied(ACTIVATIONS["gelu_tanh"]), Needs(dbias=True))
     _, _, dbias, _ = tensors.linear_dact(dy, weight, z, "input", *call)
     dz = (dy.double() @ weight.double()) * torch.as_tensor(
         ACTIVATIONS["gelu_tanh"].derivatives["x"](z.double().numpy())

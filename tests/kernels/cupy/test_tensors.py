@@ -21,7 +21,7 @@ from epilogue.autograd import KERNELS
 from epilogue.benchmarks.layers import FUSED, STOCK
 from epilogue.cupy import epilogues, tensors
 from epilogue.lookup import resolve_call
-from epilogue.operands import Dropout, draw_seed
+from epilogue.operands import Applied, Dropout, Needs, draw_seed
 
 GPU = epilogue.cupy.missing() is None
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -165,7 +165,7 @@ def test_sums_are_float32_by_cublaslt(device, rng, taken):
     z, dy, weight = (
         torch.as_tensor(rng.standard_normal(s)).to(device, torch.bfloat16) for s in ((32, 24), (32, 16), (16, 24))
     )
-    found = tensors.linear_dact(dy, weight, z, "input", ACTIVATIONS["gelu_tanh"], (), False, None, (False, True, False))
+    found = tensors.linear_dact(dy, weight, z, "input", Applied(ACTIVATIONS["gelu_tanh"]), Needs(dbias=True))
     assert [None if t is None else t.dtype for t in found] == [torch.bfloat16, None, torch.float32, None]
 
 
