@@ -1,6 +1,7 @@
 """Which backend serves torch tensors on a GPU: what the user chose, else the first of Triton and CuPy that can."""
 
 import contextlib
+import functools
 import importlib
 import os
 import sys
@@ -22,15 +23,18 @@ class Backend(NamedTuple):
     """The module of linear_fwd, linear_dact, act_fwd, act_bwd and dropout_mask; to be asked where nothing is missing."""
 
 
+_backends: dict[str, Backend] = {}
+
+
 def kernels(name: str) -> Backend:
     """The backend "triton" or "cupy", of which as little is imported as the question needs."""
-    if name == "cupy":
-        from .cupy import tensors
-
-        return Backend(tensors.missing, tensors.refusal, lambda: tensors)
-    from . import triton
-
-    return Backend(triton.missing, triton.refusal, lambda: importlib.import_module(f"{triton.__name__}.launchers"))
+    if name not in _backends:
+        module = importlib.import_module(".cupy.tensors" if name == "cupy" else ".triton", __package__)
+        launchers = functools.cache(
+            lambda: module if name == "cupy" else importlib.import_module(".launchers", module.__name__)
+        )
+        _backends[name] = Backend(module.missing, module.refusal, launchers)
+    return _backends[name]
 
 
 def _named(name: str, where: str) -> str:

@@ -15,21 +15,21 @@ from .operands import Applied, Layer, Needs, observed, rows_of
 
 def unfused_fwd(layer: Layer, applied: Applied, keep: Keep, act_fwd: Callable) -> tuple[Tensor, Tensor | None]:
     """What linear_fwd returns; z is rounded before the activation, as in torch's own layers."""
-    x, gated = rows_of(layer.x), applied.gated
-    z = _product(layer, x, gated)
-    m, n = x.shape[0], z.shape[1] // (1 + gated)
+    x, gated = layer.x, applied.gated
+    z = _product(layer, gated)
+    m, n = z.shape[0], z.shape[1] // (1 + gated)
     # Where z is not kept, y may take its place, unless somebody holds what the product returned.
     y = x.new_empty(m, n) if gated or keep == "input" or observed() else z
     signs = x.new_empty(m, (n + 7) // 8, dtype=torch.uint8) if keep == "sign" else None
     act_fwd(z, y, signs, applied)
-    return y.view(*layer.x.shape[:-1], n), z if keep == "input" else signs
+    return y.view(*x.shape[:-1], n), z if keep == "input" else signs
 
 
-def _product(layer: Layer, x: Tensor, gated: bool) -> Tensor:
+def _product(layer: Layer, gated: bool) -> Tensor:
     """z [M, N], or gate|up [M, 2N] of a gated layer."""
     if not gated or layer.up_weight is None:
-        return F.linear(x, layer.weight, layer.bias)
-    weight, up_weight, bias, up_bias = layer.halves(gated)
+        return F.linear(rows_of(layer.x), layer.weight, layer.bias)
+    x, weight, up_weight, bias, up_bias, _ = layer.in_rows(gated)
     n = weight.shape[0]
     z = x.new_empty(x.shape[0], 2 * n)
     for half, matrix, vector in ((z[:, :n], weight, bias), (z[:, n:], up_weight, up_bias)):

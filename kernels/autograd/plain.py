@@ -23,7 +23,7 @@ def hidden_layer(layer: Layer, applied: Applied) -> Tensor:
 
 def plain_layer(layer: Layer, applied: Applied, keep: Keep, backend: str) -> tuple[Tensor, Tensor]:
     """(h [..., N], what `keep` says of the layer, empty for "nothing" and "output")."""
-    x, (weight, up_weight, bias, up_bias) = layer.x, layer.halves(applied.gated)
+    x, (_, weight, up_weight, bias, up_bias, _) = layer.x, layer.in_rows(applied.gated)
     z = [F.linear(x, weight, bias)] + ([] if up_weight is None else [F.linear(x, up_weight, up_bias)])
     h = _activated(applied, *z)
     signs = packed(rows_of(h)) if keep == "sign" else None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..catalogue import Activation, Keep
-from ..operands import Applied, Dropout, Layer, Needs, halves, rows_of, tensor_refusal
+from ..operands import Applied, Dropout, Layer, Needs, halves, tensor_refusal
 from ..unfused import unfused_dact, unfused_fwd
 from . import epilogues, launch
 from . import missing as _missing
@@ -73,11 +73,10 @@ def linear_fwd(layer: Layer, applied: Applied, keep: Keep) -> tuple[Tensor, Tens
 
 def _fwd_by_epilogue(layer: Layer, applied: Applied, keep: Keep) -> tuple[Tensor, Tensor | None] | None:
     """The same where cuBLASLt serves, else None."""
-    x, act, n = rows_of(layer.x), applied.act, layer.weight.shape[0]
-    keeps_z = keep == "input"
+    x, weight, _, bias, *_ = layer.in_rows(False)
+    act, n, keeps_z = applied.act, weight.shape[0], keep == "input"
     if applied.gated or applied.dropout or keep == "sign" or (keeps_z and not _keeps_z(x, act, n)):
         return None
-    weight, _, bias, _ = layer.halves(False)
     found = epilogues.forward(TORCH, x, weight, bias, act, keeps_z)
     return found and (found[0].view(*layer.x.shape[:-1], n), found[1])
 

@@ -1,5 +1,6 @@
 """The ways to compute a product with its epilogue, the shipped tile shapes above all. dispatch.py chooses; nothing is timed at a call."""
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -23,6 +24,7 @@ class Config:
     PIECES: int = 1  # column pieces of the epilogue
     GROUP_M: int = 8
 
+    @functools.cached_property
     def constants(self) -> dict[str, int | bool]:
         """The kernel's compile-time arguments and launch options.
 

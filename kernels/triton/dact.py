@@ -22,7 +22,7 @@ from .operands import (
     gradient_functions,
     on_device,
     param_arguments,
-    tile_argument,
+    tile_arguments,
     tiles,
 )
 from .pointwise import act_bwd
@@ -126,13 +126,13 @@ def _fused_dact(
         matrix, signs = (None, saved) if keep == "sign" else (saved, None)
         params, strides = param_arguments(values)
         functions = gradient_functions(act, values, dy.dtype, keep)
-        constants = {**functions, "PARAM_STRIDES": strides, "PRECISION": precision(dy.dtype), **config.constants()}
+        constants = {**functions, "PARAM_STRIDES": strides, "PRECISION": precision(dy.dtype), **config.constants}
         block = (config.BLOCK_M, config.BLOCK_N // config.PIECES) if config.tma else None
-        matrices = (*halves(matrix, n, gated), *halves(dz, n, gated), h)
+        matrices = tile_arguments(block, *halves(matrix, n, gated), *halves(dz, n, gated), h)
         stride = 0 if matrix is None else matrix.stride(0)
         epilogue = Epilogue(None, None, params, dropout and dropout.argument(), stride, signs)
         sums = Sums(*halves(dbias, n, gated), dz.stride(0), dparam)
-        arguments = *(tile_argument(each, block) for each in matrices), epilogue, sums, m, n, dy.shape[1]
+        arguments = *matrices, epilogue, sums, m, n, dy.shape[1]
         with on_device(dy):
             if config.tma:
                 loads = (

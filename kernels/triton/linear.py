@@ -16,7 +16,7 @@ from .chips import machine, precision
 from .configs import Choice, Config
 from .dispatch import choose
 from .epilogue import Epilogue, column_pieces, dot, finish, store_tile, tile_position
-from .operands import descriptor, descriptors_serve, on_device, param_arguments, tile_argument, tiles
+from .operands import descriptor, descriptors_serve, on_device, param_arguments, tile_arguments, tiles
 from .pointwise import act_fwd
 from .problem import Problem, forward_problem
 from .vocabulary import device_function
@@ -109,40 +109,42 @@ def linear_fwd(
 
     keep "input": z [M, N] or gate|up [M, 2N]; "sign": whether act(z) > 0, bits in uint8 [M, ⌈N/8⌉]; else None.
     """
+    rows = layer.in_rows(applied.gated)
     if choice is None:
-        choice = choose(_problem(layer, applied, keep), machine(layer.x))
-    if isinstance(choice, Config):
-        return _fused_fwd(layer, applied, keep, choice)
-    return (
-        (library_fwd(layer, applied.act), None) if choice == "library" else unfused_fwd(layer, applied, keep, act_fwd)
-    )
+        choice = choose(_problem(rows, applied, keep), machine(layer.x))
+    if choice == "library":
+        return library_fwd(layer, applied.act), None
+    if choice == "unfused":
+        return unfused_fwd(layer, applied, keep, act_fwd)
+    y = layer.x.new_empty(*layer.x.shape[:-1], rows.weight.shape[0])
+    return y, _fused_fwd(rows, applied, keep, choice, rows_of(y))
 
 
 def _problem(layer: Layer, applied: Applied, keep: Keep) -> Problem:
-    act, _, gated, dropout = applied
-    x, (weight, up, bias, _) = rows_of(layer.x), layer.halves(gated)
+    x, weight, up, bias, *_ = layer
     (m, k), n = x.shape, weight.shape[0]
+    act, _, gated, dropout = applied
     serve = descriptors_serve(x, weight, up)
     return forward_problem(m, n, k, x.dtype, act, gated, bias is not None, dropout is not None, keep, serve)
 
 
-def _fused_fwd(layer: Layer, applied: Applied, keep: Keep, config: Config) -> tuple[Tensor, Tensor | None]:
+def _fused_fwd(layer: Layer, applied: Applied, keep: Keep, config: Config, y: Tensor) -> Tensor | None:
+    """Write y [M, N]; returns what to keep beside it."""
+    x, weight, up, bias, up_bias, _ = layer
     act, values, gated, dropout = applied
-    x, (weight, up, bias, up_bias) = rows_of(layer.x), layer.halves(gated)
-    m, n = x.shape[0], weight.shape[0]
-    y = x.new_empty(*layer.x.shape[:-1], n)
+    m, n = y.shape
     z = x.new_empty(m, 2 * n if gated else n) if keep == "input" else None
     signs = x.new_empty(m, triton.cdiv(n, 8), dtype=torch.uint8) if keep == "sign" else None
     kept = signs if z is None else z
     if y.numel() == 0:
-        return y, kept
+        return kept
     params, strides = param_arguments(values)
     constants = {
         "value": device_function((act.gate or act).value, x.dtype), "GATED": act.arity == 1 or act.gate is not None,
-        "PARAM_STRIDES": strides, "PRECISION": precision(x.dtype), **config.constants(),
+        "PARAM_STRIDES": strides, "PRECISION": precision(x.dtype), **config.constants,
     }  # fmt: skip
     block = (config.BLOCK_M, config.BLOCK_N // config.PIECES) if config.tma else None
-    results = [tile_argument(matrix, block) for matrix in (rows_of(y), *halves(z, n, gated))]
+    results = tile_arguments(block, y, *halves(z, n, gated))
     drop = dropout and dropout.argument()
     epilogue = Epilogue(bias, up_bias, params, drop, 0 if z is None else z.stride(0), signs)
     arguments = *results, epilogue, m, n, x.shape[1]
@@ -155,4 +157,4 @@ def _fused_fwd(layer: Layer, applied: Applied, keep: Keep, config: Config) -> tu
         else:
             strides = (*x.stride(), *weight.stride(), *((0, 0) if up is None else up.stride()))
             linear_fwd_kernel[(tiles(m, n, config),)](x, weight, up, *arguments, *strides, **constants)
-    return y, kept
+    return kept

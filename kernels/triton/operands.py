@@ -1,5 +1,6 @@
 """What every launch of a Triton kernel needs."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from .vocabulary import device_function
 
 def param_arguments(values: tuple) -> tuple[tuple, tuple]:
     """(kernel arguments, PARAM_STRIDES) of an activation's parameters."""
+    if not values:
+        return (), ()
     strides = tuple((0 if v.numel() == 1 else 1) if isinstance(v, Tensor) else None for v in values)
     return tuple(v.resolve_neg().contiguous() if isinstance(v, Tensor) else v for v in values), strides
 
@@ -38,9 +41,11 @@ def descriptor(matrix: Tensor | None, block: tuple[int, int]) -> TensorDescripto
     return None if matrix is None else TensorDescriptor.from_tensor(matrix, list(block))
 
 
-def tile_argument(matrix: Tensor | None, block: tuple[int, int] | None) -> Tensor | TensorDescriptor | None:
-    """The matrix as an epilogue takes it: a descriptor of blocks of that size, or itself."""
-    return matrix if block is None else descriptor(matrix, block)
+def tile_arguments(
+    block: tuple[int, int] | None, *matrices: Tensor | None
+) -> Sequence[Tensor | TensorDescriptor | None]:
+    """The matrices as an epilogue takes them: as descriptors of blocks of that size, or as they are."""
+    return matrices if block is None else [descriptor(matrix, block) for matrix in matrices]
 
 
 def descriptors_serve(*matrices: Tensor | None) -> bool:

@@ -32,7 +32,7 @@ def asked(monkeypatch):
     problems = []
 
     def linear_fwd(layer, applied, keep):
-        problems.append(linear._problem(layer, applied, keep))
+        problems.append(linear._problem(layer.in_rows(applied.gated), applied, keep))
         return plain_layer(layer, applied._replace(dropout=None), keep, "triton")
 
     def linear_dact(dy, weight, saved, keep, applied, needs):
