@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# torch 2.13.0: torch.compile(fullgraph=True) cannot trace ContextVar.get, but it traces a property whose getter is that very method. It guards on
-# the property's value: after the variable is set, the function is compiled again with the new value.
+# torch 2.13.0: torch.compile(fullgraph=True) cannot trace ContextVar.get, but it traces a property whose getter is that very method.
+# It guards on the property's value: after the variable is set, the function is compiled again with the new value.
 # One would expect both to be refused or both to be traced.
 set -euo pipefail
 folder=$(mktemp -d)
