@@ -64,9 +64,9 @@ TABLE: dict[tuple[Family, bool, int], tuple[Config, ...]] = {
     (GLU, False, 2): (Config(128, 64, 32, 8, 3), Config(64, 64, 32, 4, 3), Config(16, 64, 64, 4, 3)),
     (LINEAR, False, 4): (Config(64, 64, 16, 4, 3), Config(16, 64, 32, 4, 3)),
     (GLU, False, 4): (Config(64, 32, 32, 4, 3), Config(16, 32, 32, 4, 3)),
-    # Pieces have 32 columns: this epilogue holds up to five tiles, and with pieces of 64 the widest spills. In float32 they have 16: with
-    # 32, Triton 3.6 and 3.8 spill with dropout on sm_90, and 3.9 spills without descriptors on sm_80. The last config has two pieces: with
-    # one, Triton 3.8 spills on sm_100.
+    # Pieces have 32 columns: this epilogue holds up to five tiles, and with pieces of 64 the widest spills. In float32 the wider
+    # tiles have pieces of 16: with 32, Triton 3.6 and 3.8 spill with dropout on sm_90, and 3.9 spills without descriptors on sm_80. The
+    # table's last config has two pieces: with one, Triton 3.8 spills on sm_100.
     (DACT, True, 2): (
         Config(128, 256, 64, 8, 3, True, PIECES=8),
         Config(128, 128, 64, 8, 4, True, PIECES=4),
