@@ -15,12 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from epilogue import eager
+from epilogue.applied import Applied, Needs
 from epilogue.backends import kernels
 from epilogue.benchmarks import gate, timing
 from epilogue.benchmarks.host_cost import machine
 from epilogue.benchmarks.report import table, write
 from epilogue.catalogue import Activation, Keep, resolve_name
-from epilogue.operands import Applied, Needs
 
 TARGET = 0.85
 """The share of a copy's bandwidth that a pointwise kernel should reach."""

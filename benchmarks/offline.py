@@ -25,8 +25,9 @@ from triton.compiler import ASTSource
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from epilogue.applied import Applied, Needs
 from epilogue.catalogue import ACTIVATIONS, Keep
-from epilogue.operands import Applied, Dropout, Layer, Needs
+from epilogue.operands import Dropout, Layer
 from epilogue.triton import chips
 from epilogue.triton.configs import OPTIONS, TABLE, Config, shared_bytes
 from epilogue.triton.dact import linear_dact

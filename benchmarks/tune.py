@@ -18,11 +18,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from epilogue import eager
+from epilogue.applied import Applied, Needs
 from epilogue.benchmarks.accuracy import accurate
 from epilogue.benchmarks.timing import Timing, measure
 from epilogue.catalogue import ACTIVATIONS, CUBLASLT, Keep
 from epilogue.explanation import GATED, activation_of, describe, problems
-from epilogue.operands import Applied, Dropout, Layer, Needs, activation_refusal
+from epilogue.operands import Dropout, Layer, activation_refusal
 from epilogue.saving import library_serves
 from epilogue.triton import tuned
 from epilogue.triton.chips import CHIPS, Machine, gpu

@@ -74,7 +74,7 @@ def backend(name: str) -> Iterator[None]:
     all.
     """
     global _in_trace
-    _require(_named(name, "epilogue.backend: the name"), "epilogue.backend")
+    _raise_if_missing(_named(name, "epilogue.backend: the name"), "epilogue.backend")
     torch = sys.modules.get("torch")
     if torch is not None and torch.compiler.is_dynamo_compiling():
         before, _in_trace = _in_trace, name
@@ -90,7 +90,7 @@ def backend(name: str) -> Iterator[None]:
             _in_context.reset(token)
 
 
-def _require(name: str, where: str) -> None:
+def _raise_if_missing(name: str, where: str) -> None:
     """RuntimeError where the kernels of that backend cannot run at all."""
     missing = None if name == "eager" else kernels(name).missing()
     if missing:
@@ -117,7 +117,7 @@ def serving(x: Any, weight: Any) -> tuple[str, str]:
     if refusal is None:
         return first, because
     if choice and x.device.type == "cuda":
-        _require(first, "EPILOGUE_BACKEND")
+        _raise_if_missing(first, "EPILOGUE_BACKEND")
     if choice or x.device.type != "cuda":
         return "eager", refusal
     from .operands import tensor_refusal

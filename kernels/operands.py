@@ -102,29 +102,6 @@ class Layer(NamedTuple):
         return Layer(rows_of(x), weight, up_weight, bias, up_bias, learned)
 
 
-class Applied(NamedTuple):
-    """An activation as a call applies it: to z [M, N], or gated to gate|up [M, 2N], with a dropout behind it.
-
-    values: its parameters in the formula's order, numbers and tensors.
-    """
-
-    act: Activation
-    values: tuple = ()
-    gated: bool = False
-    dropout: Dropout | None = None
-
-
-class Needs(NamedTuple):
-    """Which results of a backward kernel are wanted."""
-
-    dz: bool = True
-    h: bool = False
-    """act(z), computed again."""
-    dbias: bool = False
-    dparam: bool = False
-    """The gradient of the learnable tensor."""
-
-
 def halves(matrix: Tensor | None, n: int, gated: bool) -> tuple[Tensor | None, Tensor | None]:
     """gate and up of a gated layer's [M, 2N], else the matrix and None."""
     return (matrix, None) if matrix is None or not gated else (matrix[:, :n], matrix[:, n:])

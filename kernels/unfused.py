@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .applied import Applied, Needs
 from .catalogue import CUBLASLT, Activation, Keep
-from .operands import Applied, Layer, Needs, observed, rows_of
+from .operands import Layer, observed, rows_of
 
 
 def unfused_fwd(layer: Layer, applied: Applied, keep: Keep, act_fwd: Callable) -> tuple[Tensor, Tensor | None]:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..applied import Applied, Needs
 from ..catalogue import Activation, Keep
-from ..operands import Applied, Layer, Needs, activation_refusal, observed, rows_of
+from ..operands import Layer, activation_refusal, observed, rows_of
 from ..saving import kept_by_layer
 from .operators import Call, Wanted, as_seen, by_operator, cast, in_plain_operations, register, split, wanted
 from .plain import from_inputs, from_kept, hidden_layer, plain_layer

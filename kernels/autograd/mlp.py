@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import eager
+from ..applied import Applied, Needs
 from ..backends import kernels
 from ..catalogue import Activation, Keep
-from ..operands import Applied, Dropout, Layer, Needs, activation_refusal, draw_seed, observed, rows_of
+from ..operands import Dropout, Layer, activation_refusal, draw_seed, observed, rows_of
 from ..saving import emits_h, kept_by_mlp
 from .linear import (
     fake_gradients,

@@ -14,9 +14,10 @@ from torch._decomp import register_decomposition
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import register_flop_formula
 
+from ..applied import Applied
 from ..backends import kernels
 from ..catalogue import ACTIVATIONS, Keep
-from ..operands import Applied, Dropout, compute_dtype, observed
+from ..operands import Dropout, compute_dtype, observed
 from ..triton import INTERPRET
 
 _operators = library.Library("epilogue", "FRAGMENT")

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import eager
+from ..applied import Applied
 from ..catalogue import Keep
-from ..operands import Applied, Dropout, Layer, packed, rows_of, saturated, unpacked
+from ..operands import Dropout, Layer, packed, rows_of, saturated, unpacked
 from ..vocabulary import bind
 
 

@@ -22,7 +22,7 @@ STEMS = {"identity": "", **CUBLASLT}
 Results = tuple[Any, Any] | None
 
 
-def served(library: Library, x: Any, act: Activation, backward: bool) -> bool:
+def serves(library: Library, x: Any, act: Activation, backward: bool) -> bool:
     """True if the activation has epilogues and those of forward, or of backward, are used on x's device."""
     if act.name not in STEMS or dtype_of(x) not in DTYPES or not _installed():
         return False
@@ -39,7 +39,7 @@ def forward(library: Library, x: Any, weight: Any, bias: Any, act: Activation, k
     one bit for each element.
     """
     name = _forward_name(act, keep, bias is not None)
-    if name is None or not served(library, x, act, False):
+    if name is None or not serves(library, x, act, False):
         return None
     m, n = x.shape[0], weight.shape[0]
     y = library.empty(x, (m, n), False)
@@ -49,7 +49,7 @@ def forward(library: Library, x: Any, weight: Any, bias: Any, act: Activation, k
 
 def backward(library: Library, dy: Any, weight: Any, aux: Any, act: Activation, bias: bool) -> Results:
     """(dz [M, F] = (dy W) ⊙ act'(z), dbias [F] if `bias`, else None), or None. dy [M, N], weight [N, F], aux as `forward` keeps it."""
-    if act.name not in CUBLASLT or not served(library, dy, act, True):
+    if act.name not in CUBLASLT or not serves(library, dy, act, True):
         return None
     m, f = dy.shape[0], weight.shape[1]
     dz, dbias = library.empty(dy, (m, f), False), library.empty(dy, (f,), False) if bias else None
@@ -59,7 +59,7 @@ def backward(library: Library, dy: Any, weight: Any, aux: Any, act: Activation, 
 
 def weight_gradient(library: Library, dy: Any, x: Any) -> Results:
     """(dW [N, K] = dyᵀ x, db [N], the sum of dy's rows), or None. dy [M, N], x [M, K]."""
-    if not served(library, dy, ACTIVATIONS["identity"], True):
+    if not serves(library, dy, ACTIVATIONS["identity"], True):
         return None
     n, k = dy.shape[1], x.shape[1]
     dw, db = library.empty(dy, (n, k), False), library.empty(dy, (n,), False)

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..applied import Applied, Needs
 from ..catalogue import Activation, Keep
-from ..operands import Applied, Dropout, Layer, Needs, halves, tensor_refusal
+from ..operands import Dropout, Layer, halves, tensor_refusal
 from ..unfused import unfused_dact, unfused_fwd
 from . import epilogues, launch
 from . import missing as _missing
@@ -104,30 +105,26 @@ def linear_dact(
 
 def act_fwd(z: Tensor, y: Tensor, signs: Tensor | None, applied: Applied) -> None:
     """Write dropout(act(z)) to y [M, N], as of the Triton kernels."""
-    act, values, gated, dropout = applied
-    matrices = launch.Matrices(*halves(z, y.shape[1], gated))
-    launch.forward(TORCH, matrices, y, signs, act, values, dropout and dropout.argument())
+    launch.forward(TORCH, launch.Matrices(*halves(z, y.shape[1], applied.gated)), y, signs, applied)
 
 
 def act_bwd(
     dy: Tensor, saved: Tensor, keep: Keep, applied: Applied, needs: Needs, dz: Tensor | None = None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """(dz, h, dbias float32, dparam float32) for dy [M, N] and saved z ("input"), y ("output") or signs ("sign"), as the Triton kernels."""
-    act, values, gated, dropout = applied
-    m, n = dy.shape
+    (m, n), gated = dy.shape, applied.gated
     saved = saved.contiguous()  # what a user's hooks give back may not be
     if dz is None and needs.dz:
         dz = dy.new_empty(m, 2 * n if gated else n)
     matrix, signs = (None, saved) if keep == "sign" else (saved, None)
     into = launch.Gradients(*halves(dz, n, gated), h=dy.new_empty(m, n) if needs.h else None)
     z = launch.Matrices(*halves(matrix, n, gated))
-    drop = dropout and dropout.argument()
-    found = launch.backward(TORCH, dy, z, signs, keep, act, values, into, needs.dbias, needs.dparam, drop)
+    found = launch.backward(TORCH, dy, z, signs, keep, applied, into, needs)
     return dz, found.h, found.dbias, found.dparam
 
 
 def dropout_mask(dropout: Dropout, m: int, n: int) -> Tensor:
     """The factors that the kernels multiply h [m, n] by, float32."""
     factors = torch.empty(m, n, device=dropout.seed.device)
-    launch.mask(TORCH, factors, dropout.argument())
+    launch.mask(TORCH, factors, dropout)
     return factors

@@ -9,19 +9,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..applied import Applied, Needs
 from ..catalogue import Keep
-from ..operands import Applied, Needs, halves
+from ..operands import halves
 from ..unfused import unfused_dact
 from .chips import machine, precision
 from .configs import Choice, Config
 from .dispatch import choose
-from .epilogue import Epilogue, Sums, column_pieces, dot, finish_backward, tile_position
+from .epilogue import Sums, column_pieces, dot, finish_backward, tile_position
 from .operands import (
     descriptor,
     descriptors_serve,
+    epilogue_of,
     gradient_functions,
     on_device,
-    param_arguments,
     tile_arguments,
     tiles,
 )
@@ -114,8 +115,7 @@ def _problem(dy: Tensor, weight: Tensor, saved: Tensor, keep: Keep, applied: App
 def _fused_dact(
     dy: Tensor, weight: Tensor, saved: Tensor, keep: Keep, applied: Applied, needs: Needs, config: Config
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    act, values, gated, dropout = applied
-    m, n = dy.shape[0], weight.shape[1]
+    m, n, gated = dy.shape[0], weight.shape[1], applied.gated
     width = 2 * n if gated else n
     dz = dy.new_empty(m, width)
     h = dy.new_empty(m, n) if needs.h else None
@@ -124,13 +124,11 @@ def _fused_dact(
     dparam = dy.new_empty(rows_of_tiles, n, dtype=torch.float32) if needs.dparam else None
     if m and n:
         matrix, signs = (None, saved) if keep == "sign" else (saved, None)
-        params, strides = param_arguments(values)
-        functions = gradient_functions(act, values, dy.dtype, keep)
-        constants = {**functions, "PARAM_STRIDES": strides, "PRECISION": precision(dy.dtype), **config.constants}
+        functions = gradient_functions(applied, dy.dtype, keep)
+        constants = {**functions, "PRECISION": precision(dy.dtype), **config.constants}
         block = (config.BLOCK_M, config.BLOCK_N // config.PIECES) if config.tma else None
         matrices = tile_arguments(block, *halves(matrix, n, gated), *halves(dz, n, gated), h)
-        stride = 0 if matrix is None else matrix.stride(0)
-        epilogue = Epilogue(None, None, params, dropout and dropout.argument(), stride, signs)
+        epilogue = epilogue_of(applied, stride=0 if matrix is None else matrix.stride(0), signs=signs)
         sums = Sums(*halves(dbias, n, gated), dz.stride(0), dparam)
         arguments = *matrices, epilogue, sums, m, n, dy.shape[1]
         with on_device(dy):

@@ -9,17 +9,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..applied import Applied
 from ..catalogue import Keep
-from ..operands import Applied, Layer, halves, rows_of
+from ..operands import Layer, halves, rows_of
 from ..unfused import library_fwd, unfused_fwd
 from .chips import machine, precision
 from .configs import Choice, Config
 from .dispatch import choose
-from .epilogue import Epilogue, column_pieces, dot, finish, store_tile, tile_position
-from .operands import descriptor, descriptors_serve, on_device, param_arguments, tile_arguments, tiles
+from .epilogue import column_pieces, dot, finish, store_tile, tile_position
+from .operands import descriptor, descriptors_serve, epilogue_of, forward_functions, on_device, tile_arguments, tiles
 from .pointwise import act_fwd
 from .problem import Problem, forward_problem
-from .vocabulary import device_function
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -131,22 +131,16 @@ def _problem(layer: Layer, applied: Applied, keep: Keep) -> Problem:
 def _fused_fwd(layer: Layer, applied: Applied, keep: Keep, config: Config, y: Tensor) -> Tensor | None:
     """Write y [M, N]; returns what to keep beside it."""
     x, weight, up, bias, up_bias, _ = layer
-    act, values, gated, dropout = applied
-    m, n = y.shape
+    (m, n), gated = y.shape, applied.gated
     z = x.new_empty(m, 2 * n if gated else n) if keep == "input" else None
     signs = x.new_empty(m, triton.cdiv(n, 8), dtype=torch.uint8) if keep == "sign" else None
     kept = signs if z is None else z
     if y.numel() == 0:
         return kept
-    params, strides = param_arguments(values)
-    constants = {
-        "value": device_function((act.gate or act).value, x.dtype), "GATED": act.arity == 1 or act.gate is not None,
-        "PARAM_STRIDES": strides, "PRECISION": precision(x.dtype), **config.constants,
-    }  # fmt: skip
+    constants = {**forward_functions(applied, x.dtype), "PRECISION": precision(x.dtype), **config.constants}
     block = (config.BLOCK_M, config.BLOCK_N // config.PIECES) if config.tma else None
     results = tile_arguments(block, y, *halves(z, n, gated))
-    drop = dropout and dropout.argument()
-    epilogue = Epilogue(bias, up_bias, params, drop, 0 if z is None else z.stride(0), signs)
+    epilogue = epilogue_of(applied, bias, up_bias, 0 if z is None else z.stride(0), signs)
     arguments = *results, epilogue, m, n, x.shape[1]
     with on_device(x):
         if config.tma:

@@ -9,13 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..applied import Applied, Needs
 from ..catalogue import Keep
-from ..operands import Applied, Needs, halves
+from ..operands import halves
 from .chips import machine
 from .configs import POINTWISE
 from .dropout import drawn, dropped
 from .epilogue import (
-    Epilogue,
     Sums,
     activate,
     finish,
@@ -28,8 +28,7 @@ from .epilogue import (
     widened,
     z_gradient,
 )
-from .operands import gradient_functions, on_device, param_arguments
-from .vocabulary import device_function
+from .operands import epilogue_of, forward_functions, gradient_functions, on_device
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -108,18 +107,14 @@ def act_bwd_kernel(
 
 def act_fwd(z: Tensor, y: Tensor, signs: Tensor | None, applied: Applied) -> None:
     """Write dropout(act(z)) to y [M, N], which may be z, and to signs [M, ⌈N/8⌉] whether act(z) > 0. z [M, N], gated: gate|up [M, 2N]."""
-    act, values, gated, dropout = applied
     m, n = y.shape
     if not y.numel():
         return
-    params, strides = param_arguments(values)
-    epilogue = Epilogue(params=params, dropout=dropout and dropout.argument(), signs=signs)
     grid = triton.cdiv(m, POINTWISE["BLOCK_M"]), triton.cdiv(n, POINTWISE["BLOCK_N"])
     with on_device(y):
         act_fwd_kernel[grid](
-            *halves(z, n, gated), y, epilogue, m, n, z.stride(0),
-            value=device_function((act.gate or act).value, y.dtype), GATED=act.arity == 1 or act.gate is not None,
-            PARAM_STRIDES=strides, **POINTWISE,
+            *halves(z, n, applied.gated), y, epilogue_of(applied, signs=signs), m, n, z.stride(0),
+            **forward_functions(applied, y.dtype), **POINTWISE,
         )  # fmt: skip
 
 
@@ -131,8 +126,7 @@ def act_bwd(
     gated: saved and dz are gate|up [M, 2N], dbias [2N]. dparam is the learnable tensor's gradient, per column: [N]. dz is written to the
     one given, which may be dy.
     """
-    act, values, gated, dropout = applied
-    m, n = dy.shape
+    (m, n), gated = dy.shape, applied.gated
     saved = saved.contiguous()  # what a user's hooks give back may not be
     width = 2 * n if gated else n
     programs, rows_per_program = _row_programs(m, n, machine(dy).processors)
@@ -143,14 +137,12 @@ def act_bwd(
     dparam = dy.new_empty(programs, n, dtype=torch.float32) if needs.dparam else None
     if dy.numel():
         matrix, signs = (None, saved) if keep == "sign" else (saved, None)
-        params, strides = param_arguments(values)
-        stride = 0 if matrix is None else matrix.stride(0)
-        epilogue = Epilogue(None, None, params, dropout and dropout.argument(), stride, signs)
+        epilogue = epilogue_of(applied, stride=0 if matrix is None else matrix.stride(0), signs=signs)
         sums = Sums(*halves(dbias, n, gated), width, dparam)
         with on_device(dy):
             act_bwd_kernel[(programs, triton.cdiv(n, POINTWISE["BLOCK_N"]))](
                 dy, *halves(matrix, n, gated), *halves(dz, n, gated), h, epilogue, sums, m, n, *dy.stride(), rows_per_program,
-                **gradient_functions(act, values, dy.dtype, keep), PARAM_STRIDES=strides, **POINTWISE,
+                **gradient_functions(applied, dy.dtype, keep), **POINTWISE,
             )  # fmt: skip
     return dz, h, None if dbias is None else dbias.sum(0), None if dparam is None else dparam.sum(0)
 

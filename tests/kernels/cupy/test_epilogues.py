@@ -10,8 +10,8 @@ import checks
 import epilogue
 import epilogue.cupy
 from epilogue import ACTIVATIONS
+from epilogue.applied import Applied, Needs
 from epilogue.cupy import cublaslt, epilogues, launch, tensors
-from epilogue.operands import Applied, Needs
 
 GPU = epilogue.cupy.missing() is None
 without_gpu = pytest.mark.skipif(GPU, reason="the stand-in's faults")
@@ -103,7 +103,7 @@ def test_without_the_library(nvmath):
 def test_without_the_package(cupy):
     assert epilogues.refusal("relu", "bfloat16", 0, False) == "nvmath-python is not installed"
     x = cupy.asarray(np.zeros((M, K), np.float16))
-    assert not epilogues.served(launch.cupy_library(), x, ACTIVATIONS["relu"], False)
+    assert not epilogues.serves(launch.cupy_library(), x, ACTIVATIONS["relu"], False)
 
 
 @without_gpu
@@ -215,7 +215,7 @@ def test_wider_arrays_are_the_kernels(dtype, cupy, taken, rng):
     x, weight = (cupy.asarray(rng.standard_normal(shape).astype(dtype)) for shape in ((M, K), (N, K)))
     epilogue.linear(x, weight, activation="relu")
     assert not taken
-    assert not epilogues.served(launch.cupy_library(), x, ACTIVATIONS["relu"], False)
+    assert not epilogues.serves(launch.cupy_library(), x, ACTIVATIONS["relu"], False)
 
 
 @pytest.mark.parametrize(

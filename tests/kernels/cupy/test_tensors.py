@@ -17,11 +17,12 @@ import epilogue
 import epilogue.cupy
 from checks import OPS, arguments, assert_accurate, each, keywords, leaves, unfused
 from epilogue import ACTIVATIONS, backends, functional
+from epilogue.applied import Applied, Needs
 from epilogue.autograd import KERNELS
 from epilogue.benchmarks.layers import FUSED, STOCK
 from epilogue.cupy import epilogues, tensors
 from epilogue.lookup import resolve_call
-from epilogue.operands import Applied, Dropout, Needs, draw_seed
+from epilogue.operands import Dropout, draw_seed
 
 GPU = epilogue.cupy.missing() is None
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -142,7 +143,7 @@ def test_frozen_by_cublaslt(name, dropout_p, wanted, device, rng, taken):
         or GPU
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(epilogues, "served", lambda *what, **more: False)
+        patch.setattr(epilogues, "serves", lambda *what, **more: False)
         expected = gradients()
     for actual, wanted_grad in zip(found, expected, strict=True):
         torch.testing.assert_close(actual, wanted_grad, rtol=2e-2, atol=2e-2)

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 import epilogue
 from checks import kept
+from epilogue.applied import Applied
 from epilogue.nn import FusedGatedMLP, FusedLinear, FusedMLP
-from epilogue.operands import Applied, Layer
+from epilogue.operands import Layer
 from epilogue.triton import refusal
 from epilogue.triton.linear import linear_fwd
 

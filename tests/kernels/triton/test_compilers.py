@@ -7,8 +7,8 @@ import torch
 
 import epilogue
 from epilogue import autograd  # noqa: F401  registers the operators
+from epilogue.applied import Needs
 from epilogue.nn import FusedGatedMLP, FusedGLU, FusedLinear, FusedMLP
-from epilogue.operands import Needs
 
 NONE = (None,) * 3
 

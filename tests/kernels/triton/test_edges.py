@@ -6,7 +6,8 @@ import torch
 import checks
 import epilogue
 from checks import assert_accurate
-from epilogue.operands import Applied, Dropout, Layer, Needs
+from epilogue.applied import Applied, Needs
+from epilogue.operands import Dropout, Layer
 from epilogue.triton.configs import DACT, GLU, TABLE
 from epilogue.triton.dact import linear_dact
 from epilogue.triton.dropout import dropout_mask

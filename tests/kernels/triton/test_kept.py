@@ -10,8 +10,8 @@ import checks
 import epilogue
 from checks import OPS, assert_accurate, cases, kept, keywords
 from epilogue import ACTIVATIONS
+from epilogue.applied import Applied, Needs
 from epilogue.nn import FusedGatedMLP, FusedGLU, FusedLinear, FusedMLP
-from epilogue.operands import Applied, Needs
 from epilogue.triton.pointwise import act_bwd, act_fwd
 
 HALVES = (torch.float16, torch.bfloat16)
