@@ -63,7 +63,7 @@ TABLE: dict[tuple[Family, bool, int], tuple[Config, ...]] = {
         Config(64, 64, 32, 4, 4),
         Config(16, 64, 64, 4, 4),
     ),
-    (GLU, False, 2): (Config(128, 64, 32, 8, 3), Config(64, 64, 32, 4, 3), Config(16, 64, 64, 4, 3)),
+    (GLU, False, 2): (Config(128, 64, 32, 8, 3), Config(64, 64, 32, 4, 3), Config(16, 64, 64, 8, 3)),
     (LINEAR, False, 4): (Config(64, 64, 16, 4, 3), Config(16, 64, 32, 4, 3)),
     (GLU, False, 4): (Config(64, 32, 32, 4, 3), Config(16, 32, 32, 4, 3)),
     # Pieces have 32 columns: this epilogue holds up to five tiles, and with pieces of 64 the widest spills. In float32 the wider

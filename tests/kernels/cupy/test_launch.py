@@ -147,7 +147,9 @@ def test_the_grid_covers_what_is_there(blocks, cupy, monkeypatch):
 
 
 def test_blocks_are_those_that_run_at_a_time(cupy, library):
-    kernel = launch._kernel("act_fwd", np.empty((1, 1), np.float32), Matrices(None), Applied(RELU), {"value": RELU.value})
+    kernel = launch._kernel(
+        "act_fwd", np.empty((1, 1), np.float32), Matrices(None), Applied(RELU), {"value": RELU.value}
+    )
     found = launch._blocks(kernel, 0)
     assert found > 0
     assert found % cupy.cuda.Device(0).attributes["MultiProcessorCount"] == 0
