@@ -104,6 +104,11 @@ CONFIGS = {
 }
 
 
+def two_tiles(config):
+    """Sizes of which each takes two tiles, the second in part."""
+    return config.BLOCK_M + 9, config.BLOCK_N + 16, config.BLOCK_K + 8
+
+
 def runs_here(config, device) -> bool:
     return device == "cpu" or not config.tma or torch.cuda.get_device_capability() >= (9, 0)
 
@@ -114,7 +119,7 @@ def test_every_forward_config(case, device):
     if not runs_here(config, device):
         return
     gated, dtype = family is GLU, torch.float32 if itemsize == 4 else torch.float16
-    m, n, k = 200, 272, 72
+    m, n, k = two_tiles(config)
     x, weight = (
         draw(m, k, dtype=dtype, device=device),
         draw((1 + gated) * n, k, dtype=dtype, device=device, scale=k**-0.5),
@@ -140,7 +145,7 @@ def test_every_backward_config(case, gated, device):
     if not runs_here(config, device):
         return
     dtype = torch.float32 if itemsize == 4 else torch.float16
-    m, n, k = 200, 272, 72
+    m, n, k = two_tiles(config)
     dy, down = draw(m, k, dtype=dtype, device=device), draw(k, n, dtype=dtype, device=device, scale=k**-0.5)
     z = draw(m, (1 + gated) * n, dtype=dtype, device=device)
 
