@@ -13,8 +13,8 @@ from epilogue import cupy, triton
 from epilogue.benchmarks import doctor
 from epilogue.benchmarks.report import table, versions
 from epilogue.cupy import epilogues
-from epilogue.triton import tuned
-from epilogue.triton.chips import CHIPS
+from epilogue.triton.plan import tuned
+from epilogue.triton.plan.chips import CHIPS
 
 
 def test_a_healthy_machine(capsys):
