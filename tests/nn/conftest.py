@@ -2,7 +2,7 @@
 
 import pytest
 
-from epilogue.nn import sites
+from epilogue.nn.surgery import sites
 
 
 @pytest.fixture
