@@ -115,7 +115,9 @@ _TABLE: dict[Any, tuple[Reads | None, dict[tuple, Known | None]]] = {}
 
 def _looked_up(function: Any, owner: Any) -> Known | None:
     """Return what a function computes, as a method of `owner` unless that is None: from the table, or tried on a grid."""
-    if torch.compiler.is_compiling():  # which would guard all that is known of others
+    if (
+        torch.compiler.is_compiling()
+    ):  # a graph would guard all that the table holds; only transformers' classes have a name to go by
         if not function.__module__ == type(owner).__module__ == "transformers.activations":
             return None
         known = _resolved(owner)
