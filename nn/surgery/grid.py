@@ -52,6 +52,10 @@ class _Elementwise(TorchDispatchMode):
 
     ran = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, for a second, to keep it from a method that it never sees
+
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.pointwise not in op.tags and op.overloadpacket.__name__ not in _ELEMENTWISE:
             raise TypeError(f"{op} is not elementwise")

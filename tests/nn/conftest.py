@@ -1,4 +1,6 @@
-"""What the tests of modules share."""
+"""Fixtures of the tests of modules."""
+
+import gc
 
 import pytest
 
@@ -18,3 +20,11 @@ def counted(monkeypatch):
 
         monkeypatch.setattr(sites, name, run)
     return names
+
+
+@pytest.fixture
+def collect():
+    """gc.collect, for what the test makes: everything older is not looked at, which takes most of the time."""
+    gc.freeze()
+    yield gc.collect
+    gc.unfreeze()

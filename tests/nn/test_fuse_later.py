@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import gc
 import math
 import pickle
 import sys
@@ -383,7 +382,7 @@ def test_calls_are_seen_by_whoever_patches_them(monkeypatch):
     assert of_module == seen
 
 
-def test_a_function_keeps_no_module_alive():
+def test_a_function_keeps_no_module_alive(collect):
     def made(layer):
         return lambda x: F.gelu(x) * (layer is not None)
 
@@ -395,7 +394,7 @@ def test_a_function_keeps_no_module_alive():
     module(X.float())
     kept = weakref.ref(module.fc2.weight)
     del module
-    gc.collect()
+    collect()
     assert kept() is None
 
 

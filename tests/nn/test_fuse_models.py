@@ -212,7 +212,7 @@ def test_saved_and_loaded(tmp_path):
 
 
 def test_compiled():
-    model = build("LlamaForCausalLM")
+    model = build("LlamaForCausalLM", num_hidden_layers=1)
     expected = model(**inputs(model)).logits
     fuse(model)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
