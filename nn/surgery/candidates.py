@@ -1,4 +1,4 @@
-"""Which modules can be fused: the sites in a module's methods, each tried, or the reason for a refusal."""
+"""Finding what can be fused in a module: the sites in its methods, each of them tried, or the reason for a refusal."""
 
 import torch
 from torch import nn

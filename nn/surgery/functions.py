@@ -1,4 +1,4 @@
-"""What a function's bytecode says of it: what it reads beside its input, and whether it only computes."""
+"""Reading a function's bytecode: the values that it reads beside its input, and whether it only computes."""
 
 import ast
 import dis
@@ -45,7 +45,7 @@ _CHANGES = (
     "IMPORT",
     "MAKE_FUNCTION",
 )
-"""How the instructions begin by which a function does more than compute."""
+"""The beginnings of instructions with which a function does more than compute."""
 
 
 class Reads(NamedTuple):

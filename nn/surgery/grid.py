@@ -54,7 +54,7 @@ class _Elementwise(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # else torch imports its compiler, for a second, to keep it from a method that it never sees
+        return False  # True makes torch import its compiler, which takes a second, to keep it away from this method
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.pointwise not in op.tags and op.overloadpacket.__name__ not in _ELEMENTWISE:

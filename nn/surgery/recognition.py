@@ -1,4 +1,4 @@
-"""Which activation of the catalogue a module, function or method is at this moment: by what it computes, never by a name."""
+"""Recognising the activation that a module, function or method is at this moment: by what it computes, never by a name."""
 
 import functools
 import types
@@ -24,12 +24,12 @@ class Known(NamedTuple):
 
 
 def activation_of(held: Any) -> Known | None:
-    """Return the activation that a call of it computes, or None if it does anything else or more."""
+    """Return the activation that a call of the object computes, or None if the call does anything else or more."""
     return None if isinstance(held, nn.Module) and not unhooked(held) else recognised(held)
 
 
 def recognised(held: Any, run: bool = True) -> Known | None:
-    """Return the same, but whatever its hooks.
+    """Return the activation that the object itself computes, whatever hooks it has; None if it is none.
 
     run: a function may be called to see what it computes, even if it calls more than torch's functions.
     """
@@ -115,9 +115,8 @@ _TABLE: dict[Any, tuple[Reads | None, dict[tuple, Known | None]]] = {}
 
 def _looked_up(function: Any, owner: Any) -> Known | None:
     """Return what a function computes, as a method of `owner` unless that is None: from the table, or tried on a grid."""
-    if (
-        torch.compiler.is_compiling()
-    ):  # a graph would guard all that the table holds; only transformers' classes have a name to go by
+    if torch.compiler.is_compiling():
+        # A compiled graph would guard all that the table holds, so that it goes by the name of transformers' classes alone.
         if not function.__module__ == type(owner).__module__ == "transformers.activations":
             return None
         known = _resolved(owner)

@@ -1,4 +1,4 @@
-"""Why a module that looks like an MLP is not fused."""
+"""The reason why a module that looks like an MLP is not fused."""
 
 import itertools
 from collections import defaultdict

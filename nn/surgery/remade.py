@@ -143,7 +143,7 @@ _OWN_VARIABLES = {"locals", "vars", "eval", "exec"}
 
 
 def _guarded(definition: ast.FunctionDef, name: str) -> ast.FunctionDef:
-    """Return the definition with a guard before its body: if the class's method is no longer the one that was read, that is called."""
+    """Return the definition with a guard before its body, which calls the class's method if that is no longer the one that was read."""
     given = definition.args
     arguments = [arg.arg for arg in (*given.posonlyargs, *given.args)]
     arguments += [f"*{given.vararg.arg}"] if given.vararg else []

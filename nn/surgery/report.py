@@ -1,4 +1,4 @@
-"""What `fuse` did to each module, as rows that print as a table."""
+"""The report of `fuse`: a row for each module, printed as a table."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
