@@ -61,7 +61,7 @@ def _sequential(path: str, module: nn.Module) -> list[Row]:
         runs = [(slots[0], behind) for _, slots, behind in runs_at(children, at) if recognised(slots[0])]
         if runs:
             act, at = runs[0]
-            acts.append(recognised(act)[0].name)  # type: ignore[index]
+            acts.append(recognised(act).entry.name)  # type: ignore[union-attr]
         else:
             at += 1
     return [Row(path, "sequential", ", ".join(dict.fromkeys(acts)))] if acts else []
@@ -106,4 +106,4 @@ def _activation_name(method: Method, found: Found, module: nn.Module) -> str:
     if found.site.entry is not None:
         return found.site.entry.name
     known = recognised(Roles(method.inner, module).activation(found.slots["act"]))
-    return "" if known is None else known[0].name
+    return "" if known is None else known.entry.name

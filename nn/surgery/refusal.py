@@ -46,7 +46,7 @@ def held_activations(module: nn.Module) -> list[str]:
     """Return the names of the activations among a module's children and attributes."""
     held = [value for name, value in vars(module).items() if not name.startswith("_")]
     known = [recognised(value) for value in (*held, *module._modules.values()) if callable(value)]
-    return [entry[0].name for entry in known if entry is not None]
+    return [each.entry.name for each in known if each is not None]
 
 
 def _looks_like_an_mlp(module: nn.Module) -> bool:

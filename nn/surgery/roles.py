@@ -126,12 +126,14 @@ class Roles:
 
     def _act(self, value: Any, held: bool) -> str:
         known = recognised(value, held)
-        return "other" if known is None else "act" if known[0].arity == 1 else "pair"
+        if known is None:
+            return "other"
+        return "act" if known.entry.arity == 1 else "pair"
 
     def parameters(self, act: ast.expr) -> list[str]:
         """Return the names of an activation's parameters, which follow its input."""
         known = recognised(self.value(act), True)
-        return [] if known is None else list(known[0].params)
+        return [] if known is None else list(known.entry.params)
 
     def formula(self, function: ast.Lambda) -> Activation | None:
         """Return the activation that a function of one tensor computes, or None."""
