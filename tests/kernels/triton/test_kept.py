@@ -1,4 +1,4 @@
-"""What backward makes of what forward kept: derivatives' precision, what changes in between, what is asked of it."""
+"""What backward makes of what forward kept: what changes in between, and what is asked of it."""
 
 import pytest
 import torch
@@ -8,11 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import checks
 import epilogue
-from checks import OPS, assert_accurate, cases, kept, keywords
+from checks import OPS, cases, keywords
 from epilogue import ACTIVATIONS
-from epilogue.applied import Applied, Needs
 from epilogue.nn import FusedGatedMLP, FusedGLU, FusedLinear, FusedMLP
-from epilogue.triton.pointwise import act_bwd, act_fwd
 
 HALVES = (torch.float16, torch.bfloat16)
 KEEPS_Y = [case for case in cases(1) if case.values[0].saves(case.values[1]) == "output"]
@@ -25,88 +23,6 @@ def fused(op, args, entry, values=(), **options):
 
 def leaves_of(args, dtype, device):
     return checks.each(lambda a: torch.tensor(a, dtype=dtype, device=device, requires_grad=True), args)
-
-
-# --- the derivative's precision
-
-
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize(("entry", "values"), [*KEEPS_Y, *(c for c in cases(1) if c.values[0].name in ("elu", "celu"))])
-def test_the_derivative_is_as_exact_as_torchs_at_every_16_bit_input(entry, values, dtype, device):
-    """Relative to the derivative itself, not to the largest of them, from what an MLP keeps. What is not normal may be 0 on a GPU."""
-    z = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
-    info = torch.finfo(dtype)
-    z = z[z.isfinite() & (z.abs() >= info.tiny)].to(device)
-    z = F.pad(z, (0, -len(z) % 128), value=1.0).view(-1, 128)
-    how = entry.saves(values)
-    y = torch.empty_like(z)
-    act_fwd(z, y, None, Applied(entry, values))
-    saved = y if how == "output" else z
-    actual = act_bwd(torch.ones_like(z), saved, how, Applied(entry, values), Needs())[0]
-    leaf, exact_leaf = z.clone().requires_grad_(), z.double().requires_grad_()
-    (torchs,) = torch.autograd.grad(entry.oracle(F, leaf, *values).sum(), leaf)
-    (exact,) = torch.autograd.grad(entry.oracle(F, exact_leaf, *values).sum(), exact_leaf)
-    regular = (exact.abs() <= info.max) & ((exact == 0) | (exact.abs() >= info.tiny))
-    error, theirs = ((g.double() - exact).abs() / exact.abs().clamp(min=info.tiny) for g in (actual, torchs))
-    wrong = regular & (error > 2 * theirs + info.eps)
-    assert not wrong.any(), list(zip(z[wrong].tolist(), actual[wrong].tolist(), torchs[wrong].tolist(), strict=True))[
-        :5
-    ]
-
-
-@pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
-@pytest.mark.parametrize("mean", [-5.0, 0.0, 5.0])
-@pytest.mark.parametrize("op", ["linear", "mlp"])
-@pytest.mark.parametrize(("entry", "values"), [c for c in cases(1, False) if c.values[0].name in ("elu", *NAMES)])
-def test_trains_wherever_z_lies(entry, values, op, mean, dtype, rng, device):
-    """z ~ N(mean, 1): the rule of accuracy holds in an activation's tails too."""
-    args = checks.arguments(op, rng, (33,), (16, 24, 8))
-    bias = "bias" if op == "linear" else "up_bias"
-    args[bias] = args[bias] + mean
-    dy = torch.tensor(rng.standard_normal((33, 24 if op == "linear" else 8)), device=device)
-
-    def train(function, dtype):
-        given = leaves_of(args, dtype, device)
-        given = checks.each(lambda t: t.detach().to(dtype).requires_grad_(), given)
-        y = function(given)
-        return [y, *torch.autograd.grad(y, checks.leaves(given), dy.to(dtype).to(y.dtype), allow_unused=True)]
-
-    rounded = checks.each(lambda a: torch.tensor(a, dtype=dtype, device=device).double().cpu().numpy(), args)
-    args, dy = rounded, dy.to(dtype).double()
-    ours = train(lambda given: fused(op, given, entry, values), dtype)
-    unfused = train(lambda given: checks.unfused(op, given, entry, values), dtype)
-    exact = train(lambda given: checks.unfused(op, given, entry, values), torch.float64)
-    for actual, own, truth in zip(ours, unfused, exact, strict=True):
-        assert_accurate(actual, own, truth)
-
-
-@pytest.mark.parametrize("kernel", ["fused", "unfused"])
-@pytest.mark.parametrize("op", ["glu", "gated_mlp"])
-def test_a_finite_y_of_float16_has_finite_gradients(op, kernel, device):
-    """gate's pre-activation, 80000, is no float16, while its product with up, 0.0032, is."""
-    x = torch.full((2, 16), 100.0, dtype=torch.float16, device=device, requires_grad=True)
-    gate, up = (torch.full((24, 16), value, dtype=torch.float16, device=device) for value in (50.0, 2e-6))
-    if kernel == "unfused":  # there z is rounded before the activation, as in torch's own layers
-        gate = gate * 0.8
-    options = {} if op == "glu" else {"down_weight": torch.full((3, 24), 1e-3, dtype=torch.float16, device=device)}
-    call = {"weight": (gate, up)} if op == "glu" else {"gate_weight": gate, "up_weight": up}
-    y = getattr(epilogue, op)(x, **call, **options)
-    (dx,) = torch.autograd.grad(y.float().sum(), x)
-    assert y.isfinite().all()
-    assert dx.isfinite().all()
-    assert (dx > 0).all()
-
-
-@pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
-def test_an_infinite_z_counts_as_the_largest_number_in_float16_alone(dtype, device):
-    z = torch.tensor([[torch.inf, -torch.inf, torch.nan, 1.0]], dtype=dtype, device=device)
-    dz = act_bwd(torch.ones_like(z), z, "input", Applied(ACTIVATIONS["gelu"]), Needs())[0]
-    saturated = [1.0, 0.0, torch.nan]
-    expected = saturated if dtype == torch.float16 else [torch.nan] * 3
-    torch.testing.assert_close(dz[0, :3].float().cpu(), torch.tensor(expected), rtol=0, atol=1e-6, equal_nan=True)
-
-
-# --- what changes between forward and backward
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -192,9 +108,6 @@ def test_a_parameter_that_an_engine_gathers_is_not_held(device):
     torch.testing.assert_close(torch.autograd.grad(y.sum(), x)[0], expected, rtol=1e-4, atol=1e-5)
 
 
-# --- second derivatives of frozen layers
-
-
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("name", ["gelu", "relu", "tanh", "leaky_relu", "prelu", "softplus"])
 @pytest.mark.parametrize("dropout", [False, True])
@@ -244,9 +157,6 @@ def masked(op, args, entry, values, mask):
         weight, bias = (gate, gate_bias) if up is None else ((gate, up), (gate_bias, up_bias))
         h = checks.unfused("glu", {"x": x, "weight": weight, "bias": bias}, entry, values)
     return F.linear(h * mask, down, down_bias)
-
-
-# --- what backward is asked for
 
 
 def products(module, x, inputs):
@@ -300,65 +210,6 @@ def test_recompute_of_a_frozen_layer_is_one_product_and_exact(kind, dropout, dev
         wide = 2 if kind is FusedGatedMLP else 1
         assert counter.get_total_flops() == 2 * 5 * 16 * 24 * (1 + (wide if m is module else 0))
     assert torch.equal(*gradients)
-
-
-# --- autocast
-
-
-def copies(module, device):
-    """Bytes of bfloat16 copies of the parameters that 12 calls in one region keep."""
-    parameters = {tuple(p.shape) for p in module.parameters()}
-    parameters |= {shape[::-1] for shape in parameters}
-    storages = {}
-
-    def pack(tensor):
-        if tensor.dtype == torch.bfloat16 and tuple(tensor.shape) in parameters:
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast(device, torch.bfloat16):
-        results = [module(torch.randn(2, 16, device=device)) for _ in range(12)]
-    torch.stack(results).float().sum().backward()
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in module.parameters())
-    return sum(storage.nbytes() for storage in storages.values())
-
-
-@pytest.mark.parametrize("kind", [FusedLinear, FusedGLU, FusedMLP, FusedGatedMLP])
-def test_autocast_casts_a_weight_once_in_its_region(kind, device):
-    module = kind(16, 48, bias=True, device=device)
-    assert copies(module, device) == 2 * sum(
-        p.numel() for p in module.parameters() if p.ndim == 2
-    )  # biases are not kept
-
-
-def test_autocasts_copies_are_its_own(device):
-    """Fresh in the next region, shared with torch's own layers in one, with a gradient after a call without."""
-    layer = FusedLinear(16, 24, device=device)
-    x = torch.randn(3, 16, device=device)
-    with torch.autocast(device, torch.bfloat16):
-        before = layer(x)
-    layer.weight.data.mul_(2.0)  # which no version counter sees
-    with torch.autocast(device, torch.bfloat16):
-        with torch.no_grad():
-            layer(x)
-        y = layer(x)
-        expected = F.gelu(F.linear(x, layer.weight, layer.bias))
-    assert not torch.equal(y, before)
-    torch.testing.assert_close(y, expected, rtol=2e-2, atol=2e-2)
-    y.sum().backward()
-    assert layer.weight.grad is not None
-    with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
-        torch.testing.assert_close(layer(x), y, rtol=2e-2, atol=2e-2)
-
-
-def test_kept_counts_nothing_twice_under_autocast(device):
-    layer = FusedLinear(16, 24, device=device)
-    x = torch.randn(3, 16, device=device)
-    with torch.autocast(device, torch.bfloat16):
-        assert ("bfloat16", 3, 24) in kept(lambda: layer(x), *layer.parameters())
-
-
-# --- what a review found
 
 
 @pytest.mark.parametrize("wanted", ["bias", "both biases", "bias and slope"])
@@ -429,20 +280,6 @@ def test_parameters_made_in_inference_mode_learn_as_torchs_do(device):
     (actual,) = torch.autograd.grad(layer(x).sum(), layer.bias)
     (expected,) = torch.autograd.grad(F.gelu(F.linear(x, layer.weight, layer.bias)).sum(), layer.bias)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_autocast_where_hooks_are_forbidden(device):
-    layer, x = FusedLinear(16, 24, device=device), torch.randn(5, 16, device=device)
-    with torch.autograd.graph.disable_saved_tensors_hooks("none here"), torch.autocast(device, torch.bfloat16):
-        layer(x).float().sum().backward()
-    assert layer.weight.grad is not None
-
-
-@pytest.mark.parametrize("kind", [FusedMLP, FusedGatedMLP])
-def test_autocast_casts_once_under_a_default_device(kind, device):
-    module = kind(16, 48, bias=True, device=device)
-    with torch.device(device):
-        assert copies(module, device) == 2 * sum(p.numel() for p in module.parameters() if p.ndim == 2)
 
 
 def test_dropout_rounds_once_whatever_is_asked(device):
