@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import epilogue
-from epilogue.benchmarks.offline import absent_gpu
+from epilogue.benchmarks.offline.compiler import absent_gpu
 from epilogue.operands import Dropout, Operands
 from epilogue.triton import dact, linear, pointwise
 from epilogue.triton.dropout import dropout_mask
