@@ -1,14 +1,14 @@
 """Failures as rows: of each kind, from tests that fail on purpose in a pytest of their own, in one process and in several."""
 
 import json
-import os
 import subprocess
-import sys
 
 import pytest
 
 import checks
 from epilogue.benchmarks.gpu_run import failures
+
+pytest_plugins = "pytester"
 
 TESTS = """
 import pytest, torch
@@ -46,14 +46,15 @@ def test_launch():
 def test_other():
     raise TypeError("takes 2 positional arguments")
 """
-LOST = """
+SIX = """
 import pytest
 
 @pytest.mark.parametrize("i", range(6))
 def test_one(i):
-    if i == 1:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    if {}:
+        raise RuntimeError("CUDA error: an {} memory access was encountered")
 """
+GOOD, LAUNCH, LOST = SIX.format("False", "illegal"), SIX.format("True", "all too legal"), SIX.format("i == 1", "illegal")
 CRASH = """
 import os
 
@@ -62,42 +63,30 @@ def test_dies():
 """
 
 
-@pytest.fixture(params=[(), ("-n", "2")], ids=["one process", "xdist"])
-def parallel(request):
-    if request.param:
-        pytest.importorskip("xdist")
-    return request.param
-
-
 @pytest.fixture
-def run(tmp_path):
-    """(exit status, the file) of a pytest of its own."""
+def run(pytester, monkeypatch):
+    """(exit status, the file) of a pytest of its own; it runs in this process, its workers in theirs."""
+    monkeypatch.setattr(failures, "machine", lambda: {"gpu": "a test's"})
 
     def run(tests, *options):
-        (tmp_path / "test_these.py").write_text(tests)
-        (tmp_path / "pytest.ini").touch()
-        path = tmp_path / "failures.json"
-        options = ("-q", "-p", "epilogue.benchmarks.gpu_run.failures", "--failures", path, "-W", "error", *options)
-        shared = os.path.dirname(checks.__file__)
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", *options],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": shared},
-            capture_output=True,
-            text=True,
-        )
-        assert path.exists(), done.stdout + done.stderr
-        return done.returncode, json.loads(path.read_text())
+        pytester.makepyfile(**tests)
+        path = pytester.path / "failures.json"
+        plugin = ("-p", failures.__name__, "--failures", path)
+        strict = ("-W", "error", "-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning")
+        status = pytester.runpytest_inprocess(*plugin, *strict, *options).ret
+        return status, json.loads(path.read_text())
 
     return run
 
 
+@pytest.mark.parametrize("parallel", [(), ("-n", "1")], ids=["one process", "xdist"])
 def test_every_failure_is_a_row(run, parallel):
-    status, found = run(TESTS, *parallel)
+    if parallel:
+        pytest.importorskip("xdist")
+    status, found = run({"test_these": TESTS}, *parallel)
     assert status == 1
     assert found["tests"] == {"passed": 1, "failed": 5, "skipped": 1}
-    assert (found["planned"], found["stopped"]) == (7, "")
-    assert {"gpu", "driver", "versions", "commit", "date"} <= found.keys()
+    assert (found["planned"], found["stopped"], found["gpu"]) == (7, "", "a test's")
     rows = {row["test"].partition("::")[2]: row for row in found["rows"]}
     kinds = {
         "far_off[glu-dtype0]": "number",
@@ -117,41 +106,39 @@ def test_every_failure_is_a_row(run, parallel):
     assert rows["test_launch"]["message"] == "RuntimeError: Triton Error [CUDA]: invalid argument"
 
 
-def test_the_time_is_up(run, parallel):
-    status, found = run(LOST.replace("== 1", "> 9"), "--minutes", "0", *parallel)
-    assert status == failures.STOPPED
+@pytest.mark.parametrize("parallel", [(), ("-n", "2")], ids=["one process", "xdist"])
+@pytest.mark.parametrize(
+    ("tests", "status"), [(GOOD, failures.STOPPED), (LAUNCH, failures.STOPPED_FAILED)], ids=["passed", "failed"]
+)
+def test_the_time_is_up(tests, status, run, parallel):
+    if parallel:
+        pytest.importorskip("xdist")
+    ended, found = run({"test_these": tests}, "--minutes", "0", *parallel)
+    assert ended == status
     assert found["stopped"] == "0 minutes are over"
-    assert 1 <= found["tests"]["passed"] <= found["planned"] == 6
-    status, found = run(LOST.replace("== 1", ">= 0").replace("illegal", "all too legal"), "--minutes", "0", *parallel)
-    assert status == failures.STOPPED_FAILED
-    assert found["rows"][0]["kind"] == "launch"
+    assert 1 <= found["tests"]["passed"] + found["tests"]["failed"] <= found["planned"] == 6
+    assert {row["kind"] for row in found["rows"]} == ({"launch"} if status == failures.STOPPED_FAILED else set())
 
 
 def test_a_lost_context_is_not_every_later_tests_failure(run):
     """In one process nothing more can be learnt."""
-    status, found = run(LOST)
+    status, found = run({"test_these": LOST})
     assert status == failures.STOPPED_FAILED
     assert found["stopped"] == "the GPU's context is lost"
     assert found["tests"] == {"passed": 1, "failed": 1, "skipped": 0}
 
 
-def test_a_worker_whose_context_is_lost_is_replaced(run):
+def test_a_worker_that_is_gone_is_replaced(run):
+    """One that ended itself, since its context was lost, and one that crashed."""
     pytest.importorskip("xdist")
-    status, found = run(LOST, "-n", "1")
+    status, found = run({"test_lost": LOST, "test_crash": CRASH}, "-n", "1")
     assert status == 1
-    assert found["tests"] == {"passed": 5, "failed": 1, "skipped": 0}
-    (row,) = found["rows"]
-    assert (row["kind"], row["op"]) == ("launch", "test_one")
-    assert "illegal memory access" in row["message"]
-
-
-def test_a_crash_is_a_row(run):
-    pytest.importorskip("xdist")
-    status, found = run(CRASH, "-n", "1")
-    assert status == 1
-    (row,) = found["rows"]
-    assert row["kind"] == "crash"
-    assert "crashed" in row["message"]
+    assert found["tests"] == {"passed": 5, "failed": 2, "skipped": 0}
+    rows = {row["kind"]: row for row in found["rows"]}
+    assert rows.keys() == {"launch", "crash"}
+    assert rows["launch"]["op"] == "test_one"
+    assert "illegal memory access" in rows["launch"]["message"]
+    assert "crashed" in rows["crash"]["message"]
 
 
 @pytest.mark.parametrize(
