@@ -9,13 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from epilogue.benchmarks.bench.cases import Case
-from epilogue.benchmarks.bench.results import LIBRARIES, TORCH, Results, Row
+from epilogue.benchmarks.bench.results import LIBRARIES, TORCH, CaseRow, GPUResults
 from epilogue.benchmarks.report import slug
 
 
 class Picture(NamedTuple):
     title: str
-    value: Callable[[Row], float | None]
+    value: Callable[[CaseRow], float | None]
 
 
 PICTURES = {
@@ -23,16 +23,16 @@ PICTURES = {
         "Our time over the fastest other provider's: left of the line epilogue is faster",
         lambda row: row.ratio_to_best((*TORCH, *LIBRARIES)),
     ),
-    "roof": Picture("Share of the roof: the time of the bare cuBLAS products over ours", Row.of_roof),
-    "peak": Picture("Our peak of memory over eager's: left of the line epilogue takes less", Row.peak_ratio),
+    "roof": Picture("Share of the roof: the time of the bare cuBLAS products over ours", CaseRow.of_roof),
+    "peak": Picture("Our peak of memory over eager's: left of the line epilogue takes less", CaseRow.peak_ratio),
 }
 
 
-def path_of(name: str, results: Results, directory: Path) -> Path:
+def path_of(name: str, results: GPUResults, directory: Path) -> Path:
     return directory / f"{name}-{slug(results.gpu)}.png"
 
 
-def draw(results: Results, directory: Path) -> list[Path]:
+def draw(results: GPUResults, directory: Path) -> list[Path]:
     """Every picture that there are cases for."""
     paths = []
     for name, picture in PICTURES.items():

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from epilogue.benchmarks.bench.plots import PICTURES, draw, path_of
-from epilogue.benchmarks.bench.results import LIBRARIES, OURS, PRODUCT, TORCH, Results, Row, load
+from epilogue.benchmarks.bench.results import LIBRARIES, OURS, PRODUCT, TORCH, CaseRow, GPUResults, load
 from epilogue.benchmarks.machine.host_cost import TARGET
 from epilogue.benchmarks.report import check_place, fill, markdown, table
 from epilogue.benchmarks.train import training
@@ -24,7 +24,7 @@ HEADLINES = 10
 SPEED = "speed.md"
 
 
-def targets(results: Results | None) -> Cells:
+def targets(results: GPUResults | None) -> Cells:
     """What was aimed at, and what came of it."""
     rows = list(results.rows.values()) if results else []
     forward = [row for row in rows if row.case.op in ("linear", "glu") and _large(row)]
@@ -47,11 +47,11 @@ def targets(results: Results | None) -> Cells:
     return lines
 
 
-def _large(row: Row) -> bool:
+def _large(row: CaseRow) -> bool:
     return 4096 <= row.case.tokens <= 16384 and min(row.case.d, row.case.hidden) >= 2048
 
 
-def judged(pairs: Sequence[tuple[float | None, Row]], worst: float, mean: float | None = None) -> str:
+def judged(pairs: Sequence[tuple[float | None, CaseRow]], worst: float, mean: float | None = None) -> str:
     """The worst ratio and the geometric mean, held against what they should be at most; missed too where ours failed."""
     known = [(ratio, row) for ratio, row in pairs if ratio is not None]
     failed = sum(OURS in row.absent for _, row in pairs)
@@ -66,7 +66,7 @@ def judged(pairs: Sequence[tuple[float | None, Row]], worst: float, mean: float 
     return text + f", ours failed in {failed} more" * bool(failed)
 
 
-def reached(rows: Iterable[Row]) -> str:
+def reached(rows: Iterable[CaseRow]) -> str:
     """The share of the possible gain over torch.compile that was had; of 16-bit cases that are large enough for `gain_limit`."""
     known = []
     for row in rows:
@@ -96,10 +96,10 @@ def _count(number: int, name: str) -> str:
     return f"{number} {name}{'s' * (number != 1)}"
 
 
-def by_operation(rows: Sequence[Row]) -> Cells:
+def by_operation(rows: Sequence[CaseRow]) -> Cells:
     """Geometric means: a line for each operation, mode and dtype."""
     others = _others(rows)
-    groups: dict[tuple[str, str, str], list[Row]] = collections.defaultdict(list)
+    groups: dict[tuple[str, str, str], list[CaseRow]] = collections.defaultdict(list)
     for row in rows:
         groups[row.case.op, row.case.mode, _dtype(row)].append(row)
     lines: Cells = [("operation", "mode", "dtype", "cases", "of the roof", *others, "peak / eager's")]
@@ -115,17 +115,17 @@ def _mean(values: Iterable[float | None], form: str = "{:.3f}") -> str:
     return form.format(statistics.geometric_mean(known)) if known else ""
 
 
-def _others(rows: Iterable[Row]) -> list[str]:
+def _others(rows: Iterable[CaseRow]) -> list[str]:
     """The providers to compare with that ran at all."""
     ran = {name for row in rows for name in row.measured}
     return [name for name in (*TORCH, *LIBRARIES) if name in ran]
 
 
-def _dtype(row: Row) -> str:
+def _dtype(row: CaseRow) -> str:
     return row.case.dtype + f" {row.case.precision}" * (row.case.dtype == "float32")
 
 
-def by_shape(rows: Sequence[Row]) -> Cells:
+def by_shape(rows: Sequence[CaseRow]) -> Cells:
     """A line for each case: our time and what it amounts to, then our time over each provider's."""
     others = _others(rows)
     lines: Cells = [
@@ -155,7 +155,7 @@ def _cell(value: float | None, form: str = "{:.3f}") -> str:
     return "" if value is None else form.format(value)
 
 
-def losses(rows: Iterable[Row]) -> Cells:
+def losses(rows: Iterable[CaseRow]) -> Cells:
     """Every case that another provider runs faster, by more than the spread; the worst first."""
     lost = [(row.ratio(name) or 0.0, name, row) for row in rows if (name := row.lost_to())]
     lines: Cells = [("case", "faster is", "its us", "ours", "ours / its")]
@@ -165,7 +165,7 @@ def losses(rows: Iterable[Row]) -> Cells:
     return lines
 
 
-def absences(results: Results) -> Cells:
+def absences(results: GPUResults) -> Cells:
     """Why numbers are missing."""
     reasons = collections.Counter((name, why) for row in results.rows.values() for name, why in row.absent.items())
     lines: Cells = [("provider", "why it has no number", "cases")]
@@ -176,7 +176,7 @@ def absences(results: Results) -> Cells:
     return lines
 
 
-def heads(results: Results) -> str:
+def heads(results: GPUResults) -> str:
     """What was measured when and with what, an item for each file."""
     lines = []
     for head in results.heads:
@@ -199,7 +199,7 @@ RATIOS = (
 )
 
 
-def parts(results: Results, form: Callable[[Cells], str], headlines: int | None) -> list[str]:
+def parts(results: GPUResults, form: Callable[[Cells], str], headlines: int | None) -> list[str]:
     """The report on one GPU, without its tables by shape; headlines: name at most so many lost cases, None for all."""
     rows = list(results.rows.values())
     found = [heads(results), form(targets(results))]
@@ -223,7 +223,7 @@ def parts(results: Results, form: Callable[[Cells], str], headlines: int | None)
     return found
 
 
-def text(results: Results, form: Callable[[Cells], str]) -> str:
+def text(results: GPUResults, form: Callable[[Cells], str]) -> str:
     """The whole report on one GPU."""
     rows = list(results.rows.values())
     found = [f"# {results.gpu}", *parts(results, form, None)]
@@ -233,7 +233,7 @@ def text(results: Results, form: Callable[[Cells], str]) -> str:
     return "\n\n".join(found)
 
 
-def readme(found: Sequence[Results], directory: Path, document: Path) -> str:
+def readme(found: Sequence[GPUResults], directory: Path, document: Path) -> str:
     """The README's part, which links to the folder's pictures and to every case."""
     if not found:
         return f"{NOTHING}\n\n{markdown(targets(None))}"

@@ -39,7 +39,7 @@ class Roof(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class CaseRow:
     """One case and its providers; absent: provider -> why it has no number."""
 
     case: Case
@@ -96,17 +96,17 @@ class Row:
 
 
 @dataclass
-class Results:
+class GPUResults:
     """What one file, or all files of a folder, hold about one GPU."""
 
     gpu: str
     heads: list[dict[str, Any]] = field(default_factory=list)  # one per file, in the order of their dates
-    rows: dict[Case, Row] = field(default_factory=dict)  # of a case that two files have the later one
+    rows: dict[Case, CaseRow] = field(default_factory=dict)  # of a case that two files have the later one
     not_run: list[str] = field(default_factory=list)  # cases that the time did not suffice for
-    steps: list[training.Row] = field(default_factory=list)
+    steps: list[training.TrainingRow] = field(default_factory=list)
     host: dict[str, float] = field(default_factory=dict)  # mode -> the host's time for one 4x8 call over eager's
 
-    def add(self, later: "Results") -> None:
+    def add(self, later: "GPUResults") -> None:
         self.heads += later.heads
         self.rows |= later.rows
         self.not_run += later.not_run
@@ -114,7 +114,7 @@ class Results:
         self.host |= later.host
 
 
-def load(directory: Path) -> tuple[list[Results], list[str]]:
+def load(directory: Path) -> tuple[list[GPUResults], list[str]]:
     """(the results by GPU, a message for each file that is left out)."""
     read, left_out = [], []
     for name, text in _documents(directory):
@@ -128,9 +128,9 @@ def load(directory: Path) -> tuple[list[Results], list[str]]:
             read.append(results)
         else:
             left_out.append(f"left out: {name} was measured without a GPU")
-    found: dict[str, Results] = {}
+    found: dict[str, GPUResults] = {}
     for results in sorted(read, key=lambda results: results.heads[0]["date"]):
-        found.setdefault(results.gpu, Results(results.gpu)).add(results)
+        found.setdefault(results.gpu, GPUResults(results.gpu)).add(results)
     return list(found.values()), left_out
 
 
@@ -146,17 +146,17 @@ def _documents(directory: Path) -> Iterator[tuple[str, str]]:
                     yield name, json.dumps(document)
 
 
-def _read(name: str, text: str) -> Results:
+def _read(name: str, text: str) -> GPUResults:
     document = json.loads(text)
     head = {"date": document["date"], "versions": dict(document["versions"]), "file": name}
     head |= {name: document.get(name) for name in ("driver", "commit", "roof")}
-    results = Results(document["gpu"] or "", [head])
+    results = GPUResults(document["gpu"] or "", [head])
     (add,) = (READERS[pattern] for pattern in READERS if fnmatch(name, pattern))
     add(results, document)
     return results
 
 
-def _add_bench(results: Results, document: dict[str, Any]) -> None:
+def _add_bench(results: GPUResults, document: dict[str, Any]) -> None:
     roof = Roof(float(document["roof"]["product_tflops"]), float(document["roof"]["copy_gbps"]))
     for row in document["rows"]:
         read = row_of(row, roof)
@@ -164,7 +164,7 @@ def _add_bench(results: Results, document: dict[str, Any]) -> None:
     results.not_run = list(document["not_run"])
 
 
-def row_of(row: dict[str, Any], roof: Roof) -> Row:
+def row_of(row: dict[str, Any], roof: Roof) -> CaseRow:
     """One row of a file."""
     measured, absent = {}, {}
     for name, found in row["providers"].items():
@@ -175,17 +175,17 @@ def row_of(row: dict[str, Any], roof: Roof) -> Row:
             (kind,) = found.keys() & {"skipped", "failed"}
             absent[name] = textwrap.shorten(f"{kind}: {found[kind]}", 120)  # an error's message may be of any length
     case = Case(**{name: row[name] for name in Case._fields})
-    return Row(case, row["flops"], row["bytes"], roof, measured, absent)
+    return CaseRow(case, row["flops"], row["bytes"], roof, measured, absent)
 
 
-def _add_training(results: Results, document: dict[str, Any]) -> None:
+def _add_training(results: GPUResults, document: dict[str, Any]) -> None:
     for row in document["rows"]:
-        fields = {name: row[name] for name in training.Row._fields}
-        results.steps.append(training.Row(**{**fields, "us": Timing(*row["us"])}))
+        fields = {name: row[name] for name in training.TrainingRow._fields}
+        results.steps.append(training.TrainingRow(**{**fields, "us": Timing(*row["us"])}))
     training.cells(results.steps)  # a file that the report cannot show is refused here
 
 
-def _add_host_cost(results: Results, document: dict[str, Any]) -> None:
+def _add_host_cost(results: GPUResults, document: dict[str, Any]) -> None:
     results.host = {cost["mode"]: float(cost["ratio"]) for cost in document["costs_us"] if cost["device"] == "cuda"}
 
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from epilogue.benchmarks.offline.compiler import CHIPS, Case, Resources, compile_case, epilogue_cost, shipped
+from epilogue.benchmarks.offline.compiler import CHIPS, KernelCase, Resources, compile_case, epilogue_cost, shipped
 from epilogue.benchmarks.report import table
 from epilogue.catalogue import ACTIVATIONS
 from epilogue.triton.configs import POINTWISE, fitted
@@ -32,7 +32,7 @@ from epilogue.triton.cost import epilogue_formulas
 WGMMA, MMA, LOAD, STORE = r"HGMMA|UTC\w*MMA", "HMMA", "UTMALDG", "UTMASTG"
 
 
-class Row(NamedTuple):
+class KernelRow(NamedTuple):
     """One compiled kernel; shared, stack in bytes."""
 
     kernel: str
@@ -54,7 +54,7 @@ class Row(NamedTuple):
     faults: list[str]
 
 
-def faults(case: Case, arch: str, resources: Resources) -> list[str]:
+def faults(case: KernelCase, arch: str, resources: Resources) -> list[str]:
     """Why this kernel may not be shipped; empty where it may."""
     found = []
     if resources.stack:
@@ -73,12 +73,12 @@ def occurrences(names: str, sass: str) -> int:
     return len(re.findall(rf"\b(?:{names})\b", sass))
 
 
-def every_activation(cases: Iterable[Case]) -> Iterator[Case]:
+def every_activation(cases: Iterable[KernelCase]) -> Iterator[KernelCase]:
     """Every activation in the largest bfloat16 config of each kernel, plain and gated; by descriptors where there are such kernels.
 
     linear_dact gated alone, which takes a quarter of a minute to compile and holds all of the plain one's formulas.
     """
-    largest: dict[tuple[str, bool], Case] = {}
+    largest: dict[tuple[str, bool], KernelCase] = {}
     for case in cases:
         family = (case.kernel.removesuffix("_tma"), case.gated)
         if case.kernel.startswith("linear_dact") and not case.gated:
@@ -91,11 +91,11 @@ def every_activation(cases: Iterable[Case]) -> Iterator[Case]:
                 yield replace(case, activation=name, config=case.config and fitted(case.config, name, case.gated))
 
 
-def _size(case: Case) -> tuple[bool, int]:
+def _size(case: KernelCase) -> tuple[bool, int]:
     return case.kernel.endswith("_tma"), case.config.BLOCK_M * case.config.BLOCK_N if case.config else 0
 
 
-def formulas_of(case: Case) -> list[Callable]:
+def formulas_of(case: KernelCase) -> list[Callable]:
     """What the kernel computes of each element of its epilogue."""
     act = ACTIVATIONS[case.activation]
     found = epilogue_formulas(act, backward=case.kernel not in ("linear_fwd", "linear_fwd_tma", "act_fwd"))
@@ -104,7 +104,7 @@ def formulas_of(case: Case) -> list[Callable]:
     return found[:-1] if act.arity == 2 else [act.output_derivative(tuple(act.params.values())) or found[0]]
 
 
-def measure(case: Case, arch: str) -> Row:
+def measure(case: KernelCase, arch: str) -> KernelRow:
     """Compile one case, and the formulas that it applies."""
     try:
         found = compile_case(case, arch)
@@ -114,7 +114,7 @@ def measure(case: Case, arch: str) -> Row:
     values = tuple(act.params.values())
     costs = [epilogue_cost(formula, values, case.dtype, arch, act.arity) for formula in formulas_of(case)]
     instructions, mufu = map(sum, zip(*costs, strict=True))
-    return Row(
+    return KernelRow(
         kernel=case.kernel,
         config=config_of(case),
         arch=arch,
@@ -135,7 +135,7 @@ def measure(case: Case, arch: str) -> Row:
     )
 
 
-def config_of(case: Case) -> str:
+def config_of(case: KernelCase) -> str:
     """Tile, warps, and what else tells two configs apart: pipeline stages, column pieces of the epilogue."""
     config = case.config
     if config is None:
@@ -145,12 +145,12 @@ def config_of(case: Case) -> str:
     return f"{tile} w{config.num_warps} s{config.num_stages}" + f" p{config.PIECES}" * (config.PIECES > 1) + dropout
 
 
-def measure_all(jobs: Sequence[tuple[Case, str]]) -> list[Row]:
+def measure_all(jobs: Sequence[tuple[KernelCase, str]]) -> list[KernelRow]:
     """Every (case, architecture), in parallel processes: most of the time is Triton's own Python."""
-    groups: dict[tuple[str, str], list[tuple[Case, str]]] = {}
+    groups: dict[tuple[str, str], list[tuple[KernelCase, str]]] = {}
     for case, arch in jobs:  # the cases of one activation have their formulas in common
         groups.setdefault((case.activation, arch), []).append((case, arch))
-    rows: dict[tuple[Case, str], Row] = {}
+    rows: dict[tuple[KernelCase, str], KernelRow] = {}
     spawn = multiprocessing.get_context("spawn")  # torch has threads, which a fork would not survive
     progress = tqdm(total=len(jobs), desc="compiling", unit="kernel", disable=None)
     with progress, ProcessPoolExecutor(mp_context=spawn, initializer=_quiet) as pool:
@@ -160,7 +160,7 @@ def measure_all(jobs: Sequence[tuple[Case, str]]) -> list[Row]:
     return [rows[job] for job in jobs]
 
 
-def _measure_group(group: list[tuple[Case, str]]) -> list[Row]:
+def _measure_group(group: list[tuple[KernelCase, str]]) -> list[KernelRow]:
     return [measure(case, arch) for case, arch in group]
 
 
@@ -169,7 +169,7 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
 
 
-def kernels_table(rows: Iterable[Row]) -> str:
+def kernels_table(rows: Iterable[KernelRow]) -> str:
     heading = (
         "kernel", "activation", "dtype", "config", "registers", "stack", "spills", "shared KiB", "wgmma", "mma", "tma",
         "instructions", "MUFU",
@@ -185,7 +185,7 @@ def kernels_table(rows: Iterable[Row]) -> str:
     return table([heading, *lines])
 
 
-def activations_table(rows: Iterable[Row]) -> str:
+def activations_table(rows: Iterable[KernelRow]) -> str:
     """A line per activation; by kernel: instructions / MUFU per element, and registers."""
     cells: dict[str, dict[str, str]] = {}
     for row in rows:
@@ -196,7 +196,7 @@ def activations_table(rows: Iterable[Row]) -> str:
     return table([("activation", *families), *lines])
 
 
-def family(row: Row) -> str:
+def family(row: KernelRow) -> str:
     return row.kernel + ", gated" * row.gated
 
 

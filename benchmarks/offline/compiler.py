@@ -42,7 +42,7 @@ CHIPS = {"sm_80": chips.CHIPS["A100"], "sm_90": chips.CHIPS["H100"], "sm_100": c
 
 
 @dataclass(frozen=True)
-class Case:
+class KernelCase:
     """One kernel with one config, activation and dtype."""
 
     kernel: str  # "act_fwd" and "act_bwd", or "linear_fwd" and "linear_dact", each of these with "_tma" too
@@ -72,7 +72,7 @@ class Resources:
     sass: str
 
 
-def shipped(arch: str) -> Iterator[Case]:
+def shipped(arch: str) -> Iterator[KernelCase]:
     """Every kernel x config that a GPU of this architecture may launch, in each dtype and precision."""
     for (family, tma, itemsize), configs in TABLE.items():
         if tma and arch == "sm_80":
@@ -84,11 +84,11 @@ def shipped(arch: str) -> Iterator[Case]:
         dropout = family.dropout or family.name == "linear_fwd"
         for config, dtype, precision, gated in itertools.product(configs, dtypes, precisions, forms):
             if shared_bytes(config, family, itemsize) <= CHIPS[arch].shared_bytes:
-                yield Case(kernel, config, dtype, STANDS_FOR_ALL[gated], gated, precision, dropout=dropout)
+                yield KernelCase(kernel, config, dtype, STANDS_FOR_ALL[gated], gated, precision, dropout=dropout)
     for kernel, dtype, gated, dropout in itertools.product(
         ("act_fwd", "act_bwd"), POINTER, (False, True), (False, True)
     ):
-        yield Case(kernel, None, dtype, STANDS_FOR_ALL[gated], gated, dropout=dropout)
+        yield KernelCase(kernel, None, dtype, STANDS_FOR_ALL[gated], gated, dropout=dropout)
 
 
 class _AbsentDriver:
@@ -129,7 +129,7 @@ def float32_products(precision: str) -> Iterator[None]:
         matmul.fp32_precision = before
 
 
-def compile_case(case: Case, arch: str) -> Resources:
+def compile_case(case: KernelCase, arch: str) -> Resources:
     """Compile what the launcher launches: z saved or h emitted (by act_bwd with dropout, an MLP's), no learnable parameter."""
     with absent_gpu(arch) as compiled, float32_products(case.precision):
         _launch(case)
@@ -141,7 +141,7 @@ M, N, K = 128, 512, 256
 """Of the operands: no size of a launch but whether N and K are multiples of 16 makes another kernel."""
 
 
-def _launch(case: Case) -> None:
+def _launch(case: KernelCase) -> None:
     act, gated = ACTIVATIONS[case.activation], case.gated
     values = tuple(1.0 if value is inspect.Parameter.empty else value for value in act.params.values())
     dropout = Dropout(0.5, torch.zeros(1, dtype=torch.int64)) if case.dropout else None

@@ -58,7 +58,7 @@ TINY = LanguageModelScale(
 )
 
 
-class Row(NamedTuple):
+class TrainingRow(NamedTuple):
     """One run: the tokens of a step, its time, the first steps' losses."""
 
     model: str
@@ -75,11 +75,11 @@ class Row(NamedTuple):
         return f"{self.layers}, {'torch.compile' if self.compiled else 'eager'}"
 
 
-Run = tuple[Row, Callable[[], Tensor]]
+Trained = tuple[TrainingRow, Callable[[], Tensor]]
 """What is known of a model in training, and its next step."""
 
 
-def runs(name: str, scale: LanguageModelScale, device: str) -> Iterator[Run]:
+def runs(name: str, scale: LanguageModelScale, device: str) -> Iterator[Trained]:
     """Stock and epilogue, eager and compiled, each after its first steps: from the same weights, on the same batches. Stock eager first."""
     torch.compiler.reset()  # every model is a recompilation of one forward, and torch allows eight
     size, batch = scale.sizes[name], scale.batch[name]
@@ -98,7 +98,7 @@ def runs(name: str, scale: LanguageModelScale, device: str) -> Iterator[Run]:
         call = functools.partial(step, forward, optimizer, itertools.cycle(data))
         losses = torch.stack([call() for _ in range(scale.steps)]).tolist()
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        yield Row(name, layers, compiled, batch * size.context, parameters, None, None, losses), call
+        yield TrainingRow(name, layers, compiled, batch * size.context, parameters, None, None, losses), call
 
 
 def step(forward: Callable[..., Tensor], optimizer: torch.optim.Optimizer, data: Iterator[Batch]) -> Tensor:
@@ -110,13 +110,13 @@ def step(forward: Callable[..., Tensor], optimizer: torch.optim.Optimizer, data:
     return loss.detach()
 
 
-def gap(row: Row, stock: Row) -> float:
+def gap(row: TrainingRow, stock: TrainingRow) -> float:
     """The largest distance of two loss curves; infinite where one is not finite."""
     gaps = (abs(a - b) for a, b in zip(row.loss, stock.loss, strict=True))
     return max(gap if math.isfinite(gap) else math.inf for gap in gaps)
 
 
-def training_faults(rows: Sequence[Row], tolerance: float) -> list[str]:
+def training_faults(rows: Sequence[TrainingRow], tolerance: float) -> list[str]:
     """What the runs of one model, stock eager first, must have done before their times mean anything: learned, and all alike."""
     broken = []
     for row in rows:
@@ -129,13 +129,13 @@ def training_faults(rows: Sequence[Row], tolerance: float) -> list[str]:
     return broken
 
 
-def timed(trained: Sequence[Run], device: str, seconds: float) -> list[Row]:
+def timed(trained: Sequence[Trained], device: str, seconds: float) -> list[TrainingRow]:
     """The rows with their times and peaks; seconds: about how long each run is timed."""
     times = timing.measure({row.run: call for row, call in trained}, device, seconds)
     return [row._replace(us=times[row.run], peak_bytes=timing.peak_bytes(call, device)) for row, call in trained]
 
 
-def curves(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+def curves(rows: Sequence[TrainingRow]) -> list[tuple[str, ...]]:
     """The losses of one model's runs as a table's rows."""
     heading = ("model", "run", "loss, first to last step", "largest distance from stock eager's")
     lines = [
@@ -144,7 +144,7 @@ def curves(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     return [heading, *lines]
 
 
-def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+def cells(rows: Sequence[TrainingRow]) -> list[tuple[str, ...]]:
     """The times as a table's rows; ratios are ours / stock, eager to eager and compiled to compiled: below 1 is faster, or less."""
     lines: list[tuple[str, ...]] = [
         (
@@ -172,7 +172,7 @@ def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
 def compare(scale: LanguageModelScale, device: str, seconds: float | None, directory: Path | None) -> int:
     """Train, hold the losses against each other, time each run for about so many seconds; 1 where a promise is broken."""
-    rows: list[Row] = []
+    rows: list[TrainingRow] = []
     for name in MODELS:
         trained = list(tqdm(runs(name, scale, device), name, 2 * len(LAYERS), unit="run", disable=None))
         untimed = [row for row, _ in trained]

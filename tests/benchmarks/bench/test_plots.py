@@ -5,13 +5,13 @@ import pytest
 pytest.importorskip("tqdm")
 pytest.importorskip("matplotlib")
 from epilogue.benchmarks.bench import plots
-from epilogue.benchmarks.bench.results import Results, Roof, row_of
+from epilogue.benchmarks.bench.results import GPUResults, Roof, row_of
 from made_up import GPU, provider, row
 
 
 def results_of(*rows):
     read = [row_of(row, Roof(800.0, 4000.0)) for row in rows]
-    return Results(GPU, rows={row.case: row for row in read})
+    return GPUResults(GPU, rows={row.case: row for row in read})
 
 
 FAST, EAGER = {"epilogue": provider(50.0)}, {"eager": provider(100.0)}

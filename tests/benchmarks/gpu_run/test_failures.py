@@ -54,7 +54,11 @@ def test_one(i):
     if {}:
         raise RuntimeError("CUDA error: an {} memory access was encountered")
 """
-GOOD, LAUNCH, LOST = SIX.format("False", "illegal"), SIX.format("True", "all too legal"), SIX.format("i == 1", "illegal")
+GOOD, LAUNCH, LOST = (
+    SIX.format("False", "illegal"),
+    SIX.format("True", "all too legal"),
+    SIX.format("i == 1", "illegal"),
+)
 CRASH = """
 import os
 

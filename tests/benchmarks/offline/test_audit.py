@@ -10,13 +10,13 @@ pytest.importorskip("triton")
 pytest.importorskip("tqdm")
 from epilogue.benchmarks import cli
 from epilogue.benchmarks.offline import audit
-from epilogue.benchmarks.offline.compiler import CHIPS, Case, Resources, shipped
+from epilogue.benchmarks.offline.compiler import CHIPS, KernelCase, Resources, shipped
 from epilogue.catalogue import ACTIVATIONS
 from epilogue.triton import INTERPRET
 
 pytestmark = pytest.mark.skipif(INTERPRET, reason="Triton compiles nothing while it interprets")
 
-BACKWARD = Case("act_bwd", None, torch.bfloat16, "relu", False)
+BACKWARD = KernelCase("act_bwd", None, torch.bfloat16, "relu", False)
 FORWARD = next(case for case in shipped("sm_90") if case.kernel == "linear_fwd_tma" and not case.gated)
 CLEAN = Resources(registers=200, stack=0, spills=0, shared=1024, sass="HGMMA.64x256x16 UTMALDG.2D UTMASTG.2D")
 
@@ -57,7 +57,7 @@ def test_every_activation_meets_every_kernel(arch):
 
 def test_a_kernel_costs_what_it_computes():
     def names(*case):
-        return [formula.__name__ for formula in audit.formulas_of(Case(*case))]
+        return [formula.__name__ for formula in audit.formulas_of(KernelCase(*case))]
 
     assert names("linear_fwd", None, torch.bfloat16, "silu") == ["silu"]
     assert names("linear_fwd", None, torch.bfloat16, "silu", True) == ["silu"]

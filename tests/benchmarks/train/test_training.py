@@ -1,5 +1,6 @@
 """The training step: both sides learn alike, what breaks is found, and the numbers follow from the times."""
 
+import functools
 import json
 import math
 
@@ -20,12 +21,24 @@ SMALL = training.TINY._replace(
 
 
 def made_up(layers, compiled, us=None, peak=None, loss=(5.0, 4.0)):
-    return training.Row("llama", layers, compiled, 1000, 2_000_000, us, peak, loss)
+    return training.TrainingRow("llama", layers, compiled, 1000, 2_000_000, us, peak, loss)
+
+
+@pytest.fixture(scope="module")
+def trained(device):
+    """Model -> its runs, trained once for all tests."""
+    return functools.cache(functools.partial(lambda train, name: [*train(name, SMALL, device)], training.runs))
+
+
+@pytest.fixture
+def small(trained, monkeypatch):
+    """Whatever is to be trained is small, and trained already."""
+    monkeypatch.setattr(training, "runs", lambda name, scale, device: iter(trained(name)))
 
 
 @pytest.mark.parametrize("name", training.MODELS)
-def test_all_runs_learn_alike(name, device):
-    rows = [row for row, _ in training.runs(name, SMALL, device)]
+def test_all_runs_learn_alike(name, trained):
+    rows = [row for row, _ in trained(name)]
     assert [(row.layers, row.compiled) for row in rows] == [
         ("stock", False), ("stock", True), ("epilogue", False), ("epilogue", True),
     ]  # fmt: skip
@@ -64,8 +77,8 @@ def test_promises():
     assert training.training_faults([stuck], 0.02) == ["llama, stock, eager: the loss went from 5.0000 to 5.0000"]
 
 
-def test_a_step_leaves_no_gradients_and_goes_on():
-    ((row, call), *_) = training.runs("gpt2", SMALL, "cpu")
+def test_a_step_leaves_no_gradients_and_goes_on(trained):
+    ((row, call), *_) = trained("gpt2")
     model = call.args[0]
     assert all(parameter.grad is None for parameter in model.parameters())
     before = [parameter.detach().clone() for parameter in model.parameters()]
@@ -101,8 +114,8 @@ def test_the_cells_are_arithmetic():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.usefixtures("small")
 def test_without_a_gpu_nothing_is_timed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(training, "TINY", SMALL)
     monkeypatch.setattr(training.timing, "measure", None)
     assert training.main(None) == 0
     printed = capsys.readouterr().out
@@ -114,6 +127,7 @@ def test_without_a_gpu_nothing_is_timed(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("small")
 def test_the_result_is_written_and_read(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(training, "machine", lambda: {"date": "2001-01-01", "gpu": "NVIDIA Test 100", "versions": {}})
     assert training.compare(SMALL, "cpu", 0.01, tmp_path / "new") == 0
@@ -129,6 +143,7 @@ def test_the_result_is_written_and_read(tmp_path, monkeypatch, capsys):
     assert written["rows"][0]["loss"] == results.steps[0].loss
 
 
+@pytest.mark.usefixtures("small")
 def test_no_number_before_the_losses_agree(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(training.timing, "measure", None)
     assert training.compare(SMALL._replace(tolerance=-1.0), "cpu", 0.01, tmp_path) == 1

@@ -15,6 +15,7 @@ collect_ignore = ["test_explained.py", "test_launches.py", "test_offline.py"] if
 if not INTERPRET and not torch.cuda.is_available():
     collect_ignore += [
         "test_bandwidth.py",
+        "test_demo.py",
         "test_kernels.py",
         "test_edges.py",
         "test_autograd.py",
@@ -23,6 +24,7 @@ if not INTERPRET and not torch.cuda.is_available():
         "test_compilers.py",
         "test_formulas.py",
         "test_fast.py",
+        "test_memory.py",
         "test_mlp.py",
         "test_tuning.py",
         "test_fuse.py",
