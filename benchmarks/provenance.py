@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def machine() -> dict[str, object]:
-    """What the measurement ran on, for whoever reads it later."""
+    """The machine, packages and commit of a measurement, for a later reader."""
     import torch  # here, since `epilogue doctor` tells the versions where torch does not import
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -56,7 +56,7 @@ def driver() -> str:
 
 
 def commit() -> str:
-    """The commit of the code that runs, `-dirty` where it was changed since, or "unknown"; of a wheel what `make wheel` wrote into it."""
+    """The commit of the running code, `-dirty` if it has changed since, or "unknown"; for a wheel, what `make wheel` wrote into it."""
     here = Path(__file__).resolve()
     built = here.with_name("commit.txt")
     git = ("git", "-C", str(here.parent))

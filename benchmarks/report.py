@@ -27,11 +27,16 @@ def markdown(rows: Iterable[Sequence[str]]) -> str:
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
-    """The result as JSON, at once: who reads the file meanwhile, or after a crash, finds a whole one."""
+    """Write the result as JSON, in one move: a reader finds a whole file at any time, and after a crash too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(result, indent=2) + "\n")
     os.replace(partial, path)
+
+
+def counted(number: int, name: str) -> str:
+    """The number with the name, in the plural where it is not one."""
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
 
 
 def slug(name: str) -> str:
@@ -49,7 +54,7 @@ def fill(path: Path, name: str, text: str) -> None:
 
 
 def check_place(path: Path, name: str) -> None:
-    """Before a result is measured: that there is a file with a place for it."""
+    """Stop before a result is measured where the file has no place for it."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if not 0 <= text.find(begin) < text.find(end):

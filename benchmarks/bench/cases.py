@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from epilogue.benchmarks.report import counted
 from epilogue.benchmarks.shapes import TIMED, TOKENS, Shape
 from epilogue.catalogue import ACTIVATIONS
 
@@ -31,8 +32,7 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         dtype = f"{self.dtype} {self.precision}" if self.dtype == "float32" else self.dtype
-        tokens = f"{self.tokens} token{'s' * (self.tokens > 1)}"
-        return f"{self.op} {self.mode}, {self.model}, {tokens}, {self.activation}, {dtype}"
+        return f"{self.op} {self.mode}, {self.model}, {counted(self.tokens, 'token')}, {self.activation}, {dtype}"
 
     @property
     def gated(self) -> bool:
@@ -40,22 +40,22 @@ class Case(NamedTuple):
 
     @property
     def block(self) -> bool:
-        """Whether a down projection follows."""
+        """True where a down projection follows."""
         return self.op in ("mlp", "gated_mlp")
 
     @property
     def weights(self) -> int:
-        """How many matrices of hidden x d."""
+        """Number of matrices of hidden x d."""
         return 1 + self.gated + self.block
 
     @property
     def flops(self) -> int:
-        """Of the products: one multiplication and one addition for each token and element of a weight."""
+        """Operations of the products: a multiplication and an addition for each token and element of a weight."""
         return 2 * self.tokens * self.d * self.hidden * self.weights * (3 if self.mode == BOTH else 1)
 
     @property
     def bytes(self) -> int:
-        """The least that moves through memory: each operand read once, each result written once."""
+        """Bytes that move through memory at least: each operand is read once, each result written once."""
         biases = self.bias * (self.hidden * (1 + self.gated) + self.d * self.block)
         operands = self.tokens * self.d + self.d * self.hidden * self.weights + biases
         y = self.tokens * (self.d if self.block else self.hidden)
@@ -64,7 +64,7 @@ class Case(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """What every provider gets, in the same memory; None where the operation has no such operand."""
+    """The operands that all providers get, in the same memory; None where the operation has no such operand."""
 
     x: Tensor
     gate: Tensor | None
@@ -78,7 +78,7 @@ class Operands(NamedTuple):
 
     @property
     def leaves(self) -> dict[str, Tensor]:
-        """Name -> what forward+backward has a gradient for."""
+        """Name -> operand, of those for which forward+backward computes a gradient."""
         named = {name: getattr(self, name) for name in self._fields if name not in ("packed", "dy")}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
@@ -89,7 +89,7 @@ class Operands(NamedTuple):
 
 
 def operands(case: Case, device: str) -> Operands:
-    """Random normal operands, weights scaled so that every product's result has a variance of one."""
+    """Draw random normal operands, with the weights scaled so that every product's result has a variance of one."""
     dtype, learn = getattr(torch, case.dtype), case.mode != INFERENCE
     generator = torch.Generator(device).manual_seed(0)
 
@@ -182,7 +182,7 @@ HEADLINE = (
 
 
 def everything() -> Iterable[Case]:
-    """The headline, then every shape, number of tokens, operation and mode; every activation; every dtype."""
+    """Yield the headline's cases, then every shape, number of tokens, operation and mode; every activation; every dtype."""
     yield from HEADLINE
     for tokens, mode, shape, part in product(reversed(TOKENS), MODES, TIMED, (block, layer)):
         yield part(shape, mode, tokens)
@@ -199,4 +199,4 @@ SUITES = {
     "headline": Suite(660, 6, HEADLINE),
     "full": Suite(3 * 3600, 60, tuple(dict.fromkeys(everything()))),
 }
-"""Of the 3 minutes that smoke may take and the 12 of headline, these seconds leave some for the case that is under way."""
+"""Smoke may take 3 minutes and headline 12; these seconds leave some of them for the case that has begun."""

@@ -21,7 +21,7 @@ Parts = Mapping[str, Tensor]
 
 
 def parts(case: Case, operands: Operands, result: object) -> Parts:
-    """Of a provider's result: rows of y and dx, hidden units of the weights' gradients."""
+    """The compared parts of a provider's result: rows of y and dx, hidden units of the weights' gradients."""
     rows, units = _selected(case, operands.x.device)
 
     def part(name: str, tensor: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def parts(case: Case, operands: Operands, result: object) -> Parts:
 
 
 def exact(case: Case, operands: Operands) -> Parts:
-    """The same, from the operands in float64."""
+    """The same parts, computed from the operands in float64."""
     rows, units = _selected(case, operands.x.device)
     learn = operands.x.requires_grad
 
@@ -52,7 +52,7 @@ def exact(case: Case, operands: Operands) -> Parts:
 
 
 def failure(actual: Parts, stock: Parts, exact: Parts, dtype: torch.dtype) -> str | None:
-    """The first result that is not accurate beside stock torch's, by maximum or by RMS."""
+    """The first result that is not accurate beside stock torch's, by maximum or by RMS, as text; None where all are."""
     for name, truth in exact.items():
         for what, size in (("largest", _largest), ("RMS", _rms)):
             error, torchs = size(actual[name] - truth), size(stock[name] - truth)
@@ -71,7 +71,7 @@ def _rms(tensor: Tensor) -> float:
 
 
 def _selected(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows and hidden units from first to last, so that whole and partial tiles are met."""
+    """Indices of rows and of hidden units, spread from first to last, so that they lie in whole and in partial tiles."""
 
     def spread(size: int, count: int) -> Tensor:
         return torch.linspace(0, size - 1, min(size, count), dtype=torch.float64, device=device).round().long()
@@ -80,7 +80,7 @@ def _selected(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _units(name: str, tensor: Tensor, units: Tensor) -> Tensor:
-    """These hidden units' part of an operand or of its gradient; down_bias belongs to none."""
+    """The part of an operand or of its gradient that belongs to these hidden units; the whole of down_bias, which belongs to none."""
     if name == "down_bias":
         return tensor
     return tensor[:, units] if name == "down" else tensor[units]

@@ -33,7 +33,7 @@ def path_of(name: str, results: GPUResults, directory: Path) -> Path:
 
 
 def draw(results: GPUResults, directory: Path) -> list[Path]:
-    """Every picture that there are cases for."""
+    """Draw every picture for which there are cases; the paths of their files."""
     paths = []
     for name, picture in PICTURES.items():
         rows = [row for row in results.rows.values() if row.case.dtype == "bfloat16"]
@@ -62,7 +62,7 @@ def _figure(dots: Sequence[tuple[Case, float]], title: str) -> Figure:
 
 
 def _panel(axes: Axes, dots: Sequence[tuple[Case, float]], tokens: Sequence[int]) -> None:
-    """One line for each model, its dots coloured by the number of tokens."""
+    """Draw one line for each model, its dots coloured by the number of tokens."""
     models = list(dict.fromkeys(case.model for case, _ in dots))
     for index, count in enumerate(tokens):
         values = [value for case, value in dots if case.tokens == count]

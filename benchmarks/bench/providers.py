@@ -1,4 +1,4 @@
-"""What `epilogue bench` holds against each other: how each provider computes a case, or why it does not.
+"""The providers that `epilogue bench` compares: how each computes a case, or why it does not.
 
 All of them get the same operands in the same memory.
 """
@@ -22,7 +22,7 @@ Forward = Callable[..., Tensor]
 
 class Provider(NamedTuple):
     refusal: Callable[[Case], str | None]
-    """Why it does not compute the case."""
+    """The reason why it does not compute the case, or None."""
     call: Callable[[Case, Operands], Call]
     """The case as one call -> y, or for forward+backward (y, the gradient of each of the operands' leaves in their order)."""
 
@@ -67,7 +67,7 @@ def eager(case: Case, operands: Operands, compiler: Callable[[Forward], Forward]
 
 
 def compiled(mode: str) -> Callable[[Case, Operands], Call]:
-    """torch.compile of the eager function, for this very shape."""
+    """A provider's call by torch.compile of the eager function, for this very shape."""
 
     def call(case: Case, operands: Operands) -> Call:
         return eager(case, operands, lambda forward: torch.compile(forward, fullgraph=True, dynamic=False, mode=mode))
@@ -173,7 +173,7 @@ def quack_refusal(case: Case) -> str | None:
 
 
 def quack(case: Case, operands: Operands) -> Call:
-    """Gate and up as one weight with the halves one after the other, which quack calls its concat layout."""
+    """quack's MLP or layer; gate and up are one weight, one half after the other, which quack calls its concat layout."""
     x, _, up, down, gate_bias, up_bias, down_bias = operands.arguments
     name = (QUACK_GATED if case.gated else QUACK)[case.activation]
     first = up if operands.packed is None else operands.packed
@@ -220,7 +220,7 @@ no module's parameters here: short calls of every provider are timed as CUDA gra
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that are compared; epilogue's own are `report.versions`."""
+    """Package -> version, of the packages that are compared; `provenance.versions` has the others."""
     found = {}
     for name in ("liger_kernel", "quack-kernels"):
         try:

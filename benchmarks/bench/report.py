@@ -12,7 +12,7 @@ from pathlib import Path
 from epilogue.benchmarks.bench.plots import PICTURES, draw, path_of
 from epilogue.benchmarks.bench.results import LIBRARIES, OURS, PRODUCT, TORCH, CaseRow, GPUResults, load
 from epilogue.benchmarks.machine.host_cost import TARGET
-from epilogue.benchmarks.report import check_place, fill, markdown, table
+from epilogue.benchmarks.report import check_place, counted, fill, markdown, table
 from epilogue.benchmarks.train import training
 
 Cells = list[tuple[str, ...]]
@@ -20,12 +20,12 @@ Cells = list[tuple[str, ...]]
 UNKNOWN = "not measured yet"
 NOTHING = "No result of a GPU is here yet."
 HEADLINES = 10
-"""So many of the lost cases the README names; all of them are in SPEED."""
+"""Number of lost cases that the README names; SPEED has all of them."""
 SPEED = "speed.md"
 
 
 def targets(results: GPUResults | None) -> Cells:
-    """What was aimed at, and what came of it."""
+    """Rows of (what, target, what was measured)."""
     rows = list(results.rows.values()) if results else []
     forward = [row for row in rows if row.case.op in ("linear", "glu") and _large(row)]
     trained = [row for row in rows if row.case.mode == "forward+backward" and row.case.op in ("mlp", "gated_mlp")]
@@ -52,22 +52,20 @@ def _large(row: CaseRow) -> bool:
 
 
 def judged(pairs: Sequence[tuple[float | None, CaseRow]], worst: float, mean: float | None = None) -> str:
-    """The worst ratio and the geometric mean, held against what they should be at most; missed too where ours failed."""
+    """Verdict on the worst ratio and the geometric mean against their upper limits; missed too where ours failed."""
     known = [(ratio, row) for ratio, row in pairs if ratio is not None]
     failed = sum(OURS in row.absent for _, row in pairs)
     if not known:
-        return f"missed: ours failed in {_count(failed, 'case')}" if failed else UNKNOWN
+        return f"missed: ours failed in {counted(failed, 'case')}" if failed else UNKNOWN
     highest, row = max(known, key=lambda pair: pair[0])
     average = statistics.geometric_mean(ratio for ratio, _ in known)
     met = highest <= worst and (mean is None or average <= mean) and not failed
-    text = (
-        f"{_verdict(met)}: worst {highest:.3f} ({row.case}), geometric mean {average:.3f}, {_count(len(known), 'case')}"
-    )
-    return text + f", ours failed in {failed} more" * bool(failed)
+    text = f"{_verdict(met)}: worst {highest:.3f} ({row.case}), geometric mean {average:.3f}, {counted(len(known), 'case')}"
+    return f"{text}, ours failed in {failed} more" if failed else text
 
 
 def reached(rows: Iterable[CaseRow]) -> str:
-    """The share of the possible gain over torch.compile that was had; of 16-bit cases that are large enough for `gain_limit`."""
+    """Verdict on the share reached of the possible gain over torch.compile, in 16-bit cases large enough for `gain_limit`."""
     known = []
     for row in rows:
         ratio = row.ratio("torch.compile")
@@ -77,7 +75,7 @@ def reached(rows: Iterable[CaseRow]) -> str:
         return UNKNOWN
     least, row = min(known, key=lambda pair: pair[0])
     middle = statistics.median(share for share, _ in known)
-    cases = f"{_count(len(known), 'case')} of 4096 tokens or more"
+    cases = f"{counted(len(known), 'case')} of 4096 tokens or more"
     return f"{_verdict(least >= 0.7)}: least {least:.0%} ({row.case}), median {middle:.0%}, {cases}"
 
 
@@ -92,12 +90,8 @@ def _verdict(met: bool) -> str:
     return "met" if met else "missed"
 
 
-def _count(number: int, name: str) -> str:
-    return f"{number} {name}{'s' * (number != 1)}"
-
-
 def by_operation(rows: Sequence[CaseRow]) -> Cells:
-    """Geometric means: a line for each operation, mode and dtype."""
+    """Rows of geometric means, one for each operation, mode and dtype."""
     others = _others(rows)
     groups: dict[tuple[str, str, str], list[CaseRow]] = collections.defaultdict(list)
     for row in rows:
@@ -122,11 +116,11 @@ def _others(rows: Iterable[CaseRow]) -> list[str]:
 
 
 def _dtype(row: CaseRow) -> str:
-    return row.case.dtype + f" {row.case.precision}" * (row.case.dtype == "float32")
+    return f"float32 {row.case.precision}" if row.case.dtype == "float32" else row.case.dtype
 
 
 def by_shape(rows: Sequence[CaseRow]) -> Cells:
-    """A line for each case: our time and what it amounts to, then our time over each provider's."""
+    """Rows of our time and what follows from it, then our time over each provider's; one for each case."""
     others = _others(rows)
     lines: Cells = [
         (
@@ -145,7 +139,7 @@ def by_shape(rows: Sequence[CaseRow]) -> Cells:
                 *head, f"{ours.median:.1f}", f"{ours.low:.1f} - {ours.high:.1f}", f"{ours.host:.1f}",
                 f"{row.flops / ours.median / 1e6:.0f}", f"{row.bytes / ours.median / 1e3:.0f}",
                 _cell(row.of_roof(), "{:.0%}"), *(_cell(row.ratio(name)) for name in others),
-                _cell(ours.peak and ours.peak / 2**20, "{:.0f}"), _cell(row.peak_ratio()),
+                _cell(None if ours.peak is None else ours.peak / 2**20, "{:.0f}"), _cell(row.peak_ratio()),
             )
         )  # fmt: skip
     return lines
@@ -156,7 +150,7 @@ def _cell(value: float | None, form: str = "{:.3f}") -> str:
 
 
 def losses(rows: Iterable[CaseRow]) -> Cells:
-    """Every case that another provider runs faster, by more than the spread; the worst first."""
+    """Rows of the cases that another provider runs faster by more than the spread, the worst first."""
     lost = [(row.ratio(name) or 0.0, name, row) for row in rows if (name := row.lost_to())]
     lines: Cells = [("case", "faster is", "its us", "ours", "ours / its")]
     for ratio, name, row in sorted(lost, key=lambda entry: -entry[0]):
@@ -166,7 +160,7 @@ def losses(rows: Iterable[CaseRow]) -> Cells:
 
 
 def absences(results: GPUResults) -> Cells:
-    """Why numbers are missing."""
+    """Rows of (provider, why it has no number, in how many cases)."""
     reasons = collections.Counter((name, why) for row in results.rows.values() for name, why in row.absent.items())
     lines: Cells = [("provider", "why it has no number", "cases")]
     lines += [(name, why, str(count)) for (name, why), count in reasons.most_common()]
@@ -177,7 +171,7 @@ def absences(results: GPUResults) -> Cells:
 
 
 def heads(results: GPUResults) -> str:
-    """What was measured when and with what, an item for each file."""
+    """A list with an item for each file: when it was measured, and with what."""
     lines = []
     for head in results.heads:
         ran = [f"{name} {head['versions'].get(name, 'unknown')}" for name in ("torch", "triton")]
@@ -200,15 +194,15 @@ RATIOS = (
 
 
 def parts(results: GPUResults, form: Callable[[Cells], str], headlines: int | None) -> list[str]:
-    """The report on one GPU, without its tables by shape; headlines: name at most so many lost cases, None for all."""
+    """The report on one GPU, without its tables by shape; headlines: the most lost cases to name, None for all."""
     rows = list(results.rows.values())
     found = [heads(results), form(targets(results))]
     if rows:
         lost = losses(rows)
         shown = lost if headlines is None else lost[: headlines + 1]
-        more = f", the worst {headlines} of them" * (len(shown) < len(lost))
+        more = f", the worst {headlines} of them" if len(shown) < len(lost) else ""
         found += [f"{RATIOS} Geometric means by operation:", form(by_operation(rows))]
-        found += [f"Where we lose, by more than the spread: {len(lost) - 1} of {_count(len(rows), 'case')}{more}"]
+        found += [f"Where we lose, by more than the spread: {len(lost) - 1} of {counted(len(rows), 'case')}{more}"]
         found += [form(shown)] if len(lost) > 1 else []
         found += [
             f"No number of ours: {row.case}, {row.absent.get(OURS, 'not run')}"

@@ -1,4 +1,4 @@
-"""What the result files of `epilogue bench` hold, and the numbers that follow from them.
+"""The contents of `epilogue bench`'s result files, and the numbers that follow from them.
 
 Every ratio is of times, ours over theirs: below 1 epilogue is faster.
 """
@@ -32,7 +32,7 @@ class Measured(NamedTuple):
 
 
 class Roof(NamedTuple):
-    """What the GPU reached in the same run: a large bfloat16 product (TFLOP/s), a large copy (GB/s, read and written)."""
+    """Speeds that the GPU reached in the same run: a large bfloat16 product (TFLOP/s), a large copy (GB/s, read and written)."""
 
     product_tflops: float
     copy_gbps: float
@@ -82,7 +82,7 @@ class CaseRow:
         return None
 
     def gain_limit(self) -> float:
-        """How much faster than torch.compile an MLP's forward + backward can be, as a share of our time (0.044: 4.4 %).
+        """The most by which an MLP's forward + backward can be faster than torch.compile's, as a share of our time (0.044: 4.4 %).
 
         Ours takes at least its products, flops / P. torch.compile takes the same and its pointwise kernels, bytes / B: with elements of
         2 bytes, M tokens and F hidden features it reads z and writes h, 4MF, reads dh and z and writes dz, 6MF; of a gated block 6MF (gate,
@@ -97,12 +97,12 @@ class CaseRow:
 
 @dataclass
 class GPUResults:
-    """What one file, or all files of a folder, hold about one GPU."""
+    """Everything that one file, or all files of a folder, hold about one GPU."""
 
     gpu: str
     heads: list[dict[str, Any]] = field(default_factory=list)  # one per file, in the order of their dates
-    rows: dict[Case, CaseRow] = field(default_factory=dict)  # of a case that two files have the later one
-    not_run: list[str] = field(default_factory=list)  # cases that the time did not suffice for
+    rows: dict[Case, CaseRow] = field(default_factory=dict)  # the later one where two files have the same case
+    not_run: list[str] = field(default_factory=list)  # cases for which there was no time
     steps: list[training.TrainingRow] = field(default_factory=list)
     host: dict[str, float] = field(default_factory=dict)  # mode -> the host's time for one 4x8 call over eager's
 

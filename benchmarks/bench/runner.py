@@ -55,7 +55,7 @@ def status(result: Result) -> int:
 
 
 def plan(suite: Suite) -> str:
-    """The cases, who takes part in each, and why the others do not."""
+    """Text: the cases, the providers that take part in each, and why the others do not."""
     lines = [f"{len(suite.cases)} cases, of which those run that begin within {suite.seconds / 60:g} minutes", ""]
     counts: dict[str, Counter[str | None]] = {name: Counter() for name in PROVIDERS}
     for index, case in enumerate(suite.cases):
@@ -79,7 +79,7 @@ def chosen(suite: Suite, index: int) -> Mapping[str, Provider]:
 
 
 def run(name: str, suite: Suite, device: str, directory: Path | None) -> Result:
-    """The suite's result; with a directory its file is there from the first case on."""
+    """Run the suite; with a directory the result's file is there from the first case on."""
     start = time.monotonic()
     head: Result = machine()
     head["versions"] = {**head["versions"], **providers.versions()}
@@ -103,7 +103,7 @@ def run(name: str, suite: Suite, device: str, directory: Path | None) -> Result:
 
 
 def roof(device: str) -> dict[str, float]:
-    """What the device can do: TFLOP/s of a bfloat16 product, GB/s of a copy, bytes read and bytes written."""
+    """Measure the device's limits: TFLOP/s of a bfloat16 product, GB/s of a copy, bytes read and bytes written."""
     a, b = (torch.randn(ROOF_SIZE, ROOF_SIZE, device=device, dtype=torch.bfloat16) for _ in range(2))
     source = torch.zeros(ROOF_BYTES, device=device, dtype=torch.int8)
     target = torch.empty_like(source)
@@ -115,7 +115,7 @@ def roof(device: str) -> dict[str, float]:
 
 
 def measured(case: Case, device: str, taking_part: Mapping[str, Provider]) -> Result:
-    """One row of the result."""
+    """Check and time one case: a row of the result."""
     torch.compiler.reset()  # every case is a recompilation of one function, and torch allows eight
     with float32_products(case.precision):
         found, calls = checked(case, operands(case, device), taking_part)
@@ -166,7 +166,7 @@ def checked(
 
 @contextmanager
 def float32_products(precision: str) -> Iterator[None]:
-    """Torch's own switch, as users set it."""
+    """Set the precision of float32 products, "tf32" or "ieee", by torch's own switch, as users do."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     try:

@@ -21,7 +21,7 @@ from epilogue.benchmarks.report import write
 STOPPED, STOPPED_FAILED = 75, 76
 """Exit statuses where the time was up: without and with a failure until then."""
 SECONDS = 5.0
-"""The file is written again after so long, so that a run that is killed leaves it."""
+"""Time between two writes of the file, so that a run that is killed leaves one."""
 
 KINDS = {
     "compile": r"CompilationError|CompileException|PTXASError|PassManager::run failed|CalledProcessError|nvrtc",
@@ -39,7 +39,7 @@ WORST = re.compile(r"Greatest absolute difference: (\S+) at index \(([\d, ]*)\)"
 
 
 def row(item: pytest.Item, error: BaseException) -> dict[str, Any]:
-    """What is known of one failure; None where nobody told."""
+    """One failure as data; None for what the test did not tell."""
     callspec = getattr(item, "callspec", None)
     params = callspec.params if callspec else {}
     told = dict(getattr(error, "found", {}))
@@ -101,12 +101,12 @@ def _failure(report: pytest.TestReport) -> dict[str, Any] | None:
 
 
 def _lost(failure: dict[str, Any] | None) -> bool:
-    """Whether this failure took the GPU's context with it."""
+    """True for a failure that took the GPU's context with it."""
     return bool(failure and failure["kind"] == "launch" and LOST.search(failure["message"]))
 
 
 class Worker:
-    """One of pytest-xdist's: ends where its context on the GPU is lost, whereupon another takes its place."""
+    """A worker of pytest-xdist: it ends itself once its context on the GPU is lost, and xdist starts another in its place."""
 
     lost = False
 
@@ -120,7 +120,7 @@ class Worker:
 
 
 class Report:
-    """The tests counted, the failures as rows, the clock."""
+    """Counts the tests, keeps the failures as rows, and watches the clock."""
 
     def __init__(self, path: Path | None, minutes: float | None) -> None:
         self.path, self.minutes = path, minutes

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 from epilogue.benchmarks.report import GPU_RUN, write
 
 LOG = 1 << 20
-"""Bytes of a step's log: of a longer one the first quarter and the rest from its end. All steps' together stay under 16 MiB."""
+"""Bytes kept of a step's log. Of a longer one, a quarter of them come from its start and the others from its end. All logs together stay
+under 16 MiB."""
 PAGE = "\n\f===== "
 """Between the steps' logs."""
 
 
 class Outcome(NamedTuple):
-    """How a step went: status is "ok", "failed: …", "stopped: …" where its time was up, "running", or "not run: …"."""
+    """A step's result: status is "ok", "failed: …", "stopped: …" where its time was up, "running", or "not run: …"."""
 
     step: str
     seconds: float
@@ -30,7 +31,7 @@ class Outcome(NamedTuple):
 
 
 class Folder:
-    """What a run leaves: its outcomes, results and logs by step, and those of earlier runs into the same folder."""
+    """The outcomes, results and logs of a run by step, and those of earlier runs into the same folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,7 +47,7 @@ class Folder:
             self.logs = {name: text for name, _, text in (page.partition("\n") for page in pages)}
 
     def save(self) -> None:
-        """The summary last: a step that it calls finished has left its results. The log has a page for each step."""
+        """Write the files, the summary last: a step that it calls finished has left its results. The log has a page for each step."""
         write(self.path / GPU_RUN, self.results)
         partial = self.path / "log.txt.partial"
         partial.write_text("".join(f"{PAGE}{name}\n{text}" for name, text in self.logs.items()), encoding="utf-8")
@@ -54,14 +55,14 @@ class Folder:
         write(self.path / "summary.json", {**self.head, "steps": [each._asdict() for each in self.outcomes.values()]})
 
     def take(self, outcome: Outcome, work: Path, log: Path) -> None:
-        """How a step stands: what it printed and wrote so far."""
+        """Take up what a step has printed and written so far."""
         self.outcomes[outcome.step] = outcome
         self.logs[outcome.step] = excerpt(log, LOG).replace("\f", "\n")
         for path in sorted(work.iterdir()):
             if path.suffix == ".json":
                 try:
                     document = json.loads(path.read_text(encoding="utf-8"))
-                except ValueError as error:  # half written, by a step that is at it or was ended
+                except ValueError as error:  # half written, by a step that still runs or was ended
                     document = f"no JSON: {error}"
                 self.results.setdefault(outcome.step, {})[path.name] = document
             elif path.is_file() and path.suffix != ".partial" and outcome.status != "running":
@@ -70,7 +71,7 @@ class Folder:
 
 
 def excerpt(path: Path, limit: int) -> str:
-    """The text of a file; of one with more bytes its first quarter of the limit, and its end."""
+    """The text of a file, cut to `limit` bytes: a quarter of them from its start, the others from its end."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)

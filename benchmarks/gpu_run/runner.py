@@ -1,15 +1,15 @@
-"""`epilogue gpu-run`: all that needs a GPU, in the minutes there are, the most valuable first; what came of it in one flat folder.
+"""`epilogue gpu-run`: everything that needs a GPU, the most valuable first, within a number of minutes; the results in one flat folder.
 
 Each step is a process of its own with its own limit, so that one that fails or hangs stops no other. The folder holds
 
-    summary.json   what each step was, how it went, in how many seconds
+    summary.json   each step: its command, its status and its seconds
     results.json   step -> name of a file that it wrote -> its contents; `epilogue bench --report` reads them
     log.txt        what each step printed, the middle of a long one left out
-    demo.png       and whatever else the steps wrote that is no JSON
+    demo.png       and all other files that the steps wrote and that are not JSON
 
-and is written again every few seconds, each file at once: a run that is cut off leaves what it had. Called again with the same folder it
-goes on: a step that came to its end, well or not, with the same command, code, packages and GPU, is not repeated.
-Nothing here asks for a network.
+and is written again every few seconds, each file in one move: a run that is cut off leaves what it had. A second run into the same folder
+goes on from there: it does not repeat a step that ended, well or not, with the same command, code, packages and GPU.
+Nothing here needs a network.
 """
 
 import contextlib
@@ -36,11 +36,11 @@ from epilogue.benchmarks.report import table
 PATIENCE = 10
 """Seconds between asking a step to end and killing it."""
 SAVED = 10.0
-"""Seconds after which what a running step has so far is written."""
+"""Seconds between two writes of what a running step has so far."""
 
 
 def identity() -> str:
-    """One for all runs of the same code, tests, packages and GPU; no repository need be there."""
+    """A hash of the code, the tests, the packages and the GPU; needs no repository."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     digest = hashlib.sha256(json.dumps([gpu, versions()]).encode())
     for root in (Path(epilogue.__file__).parent, Path("tests")):
@@ -50,7 +50,7 @@ def identity() -> str:
 
 
 def stale() -> str | None:
-    """A file of the checkout here that is another one in the package that runs, or None."""
+    """The first file of the checkout here that differs from the installed package's, or None."""
     package = Path(epilogue.__file__).parent
     folders = {"kernels": package, "nn": package / "nn", "benchmarks": package / "benchmarks"}
     for name, installed in folders.items():
@@ -62,7 +62,7 @@ def stale() -> str | None:
 
 
 def run(steps: Sequence[Step], minutes: float, out: Path, force: bool = False) -> list[Outcome]:
-    """Every step in turn, within so many minutes altogether; force: also those that came to their end in this folder before."""
+    """Run every step in turn, within so many minutes altogether; force: repeat those too that have ended in this folder before."""
     deadline = time.monotonic() + 60 * minutes
     folder = Folder(out)
     folder.head = {**machine(), "minutes": minutes}
@@ -82,14 +82,14 @@ def run(steps: Sequence[Step], minutes: float, out: Path, force: bool = False) -
             print(f"{step.name}: {folder.outcomes[step.name].status}", flush=True)
             continue
         print(f"{step.name}: not run: {reason}", flush=True)
-        if before is None or before.status.startswith("not run"):  # else what an earlier run found is not lost
+        if before is None or before.status.startswith("not run"):  # an earlier run's result stays
             folder.outcomes[step.name] = Outcome(step.name, 0.0, f"not run: {reason}", shlex.join(step.command), *ran)
             folder.save()
     return [folder.outcomes[step.name] for step in steps]
 
 
 def one(step: Step, allowed: float, folder: Folder, ran: tuple[str, str]) -> None:
-    """Run the step and end it when its minutes are over; the folder takes what it printed and wrote, while it runs, too."""
+    """Run the step and end it when its minutes are over; the folder takes up what it printed and wrote, also while it runs."""
     print(f"{step.name}: at most {allowed:.1f} minutes", flush=True)
     start = time.monotonic()
     for book in (folder.results, folder.logs, folder.outcomes):
@@ -120,7 +120,7 @@ def one(step: Step, allowed: float, folder: Folder, ran: tuple[str, str]) -> Non
 
 
 def verdict(code: int | None, step: Step, allowed: float) -> str:
-    """A step's status by its exit status; None: it goes on."""
+    """A step's status, from its exit status; None where it still runs."""
     if code is None and allowed == step.minutes:
         return f"failed: over its limit of {step.minutes:g} minutes"
     if code is None or code == STOPPED:
@@ -131,7 +131,7 @@ def verdict(code: int | None, step: Step, allowed: float) -> str:
 
 
 def stop(process: subprocess.Popen) -> None:
-    """End a step and all that it started: ask as Ctrl-C does, whereupon pytest still says what failed, then kill."""
+    """End a step and all that it started: interrupt it as Ctrl-C does, upon which pytest still prints what failed, then kill it."""
     os.killpg(process.pid, signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(PATIENCE)
@@ -141,7 +141,7 @@ def stop(process: subprocess.Popen) -> None:
 
 
 def main(names: Sequence[str] | None, minutes: float, out: Path, force: bool) -> int:
-    """Run these steps or all, print the summary; 1 where one failed. Without a GPU list them."""
+    """Run these steps or all and print the summary; 1 where one failed. Without a GPU: list them."""
     try:
         todo = steps() if names is None else named(names, steps())
     except ValueError as error:
@@ -156,7 +156,9 @@ def main(names: Sequence[str] | None, minutes: float, out: Path, force: bool) ->
         raise SystemExit(
             f"epilogue gpu-run: {changed} is not what is installed; build and install it anew (`make wheel gpu`)"
         )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what runs is ended with this, and the folder written
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # so that the running step is ended too, and the folder written
     outcomes = run(todo, minutes, out, force)
     print(table([("step", "seconds", "status"), *((o.step, f"{o.seconds:.0f}", o.status) for o in outcomes)]))
     print(f"written: {', '.join(sorted(path.name for path in out.iterdir()))} in {out}")

@@ -16,13 +16,13 @@ VALUABLE = (
 )
 """The kernel tests that tell the most, before all others."""
 LEAST = 1.0
-"""Minutes for which a step that can plan is worth beginning."""
+"""The least minutes for which a step that can plan is begun."""
 
 
 class Step(NamedTuple):
-    """One command, and the programs, files or Python packages without which it is left out.
+    """One command, and the programs, files or Python packages that it needs: it is left out where one is missing.
 
-    In it "{out}" becomes a folder for its files, and "{minutes}" what it may plan for.
+    "{out}" in the command becomes a folder for its files, "{minutes}" the minutes that it may plan for.
     """
 
     name: str
@@ -32,12 +32,12 @@ class Step(NamedTuple):
 
     @property
     def plans(self) -> bool:
-        """Whether it ends by itself when it is told to."""
+        """True for a step that ends by itself after the minutes it is told."""
         return "{minutes}" in self.command
 
     @property
     def least(self) -> float:
-        """Minutes with fewer than which it is not begun; one that cannot plan needs half of its own."""
+        """The least minutes for which the step is begun; for one that cannot plan, half of its own."""
         return min(LEAST, self.minutes) if self.plans else self.minutes / 2
 
     @property
@@ -47,7 +47,7 @@ class Step(NamedTuple):
 
 
 def found(need: str) -> bool:
-    """A program, a file or folder from here, or a Python package."""
+    """True where this program, file, folder or Python package is here."""
     return bool(
         shutil.which(need)
         or Path(need).exists()
@@ -56,7 +56,7 @@ def found(need: str) -> bool:
 
 
 def steps() -> list[Step]:
-    """What is run, in this order."""
+    """All steps, in the order in which they run."""
     ours, pytest = (sys.executable, "-m", "epilogue"), (sys.executable, "-m", "pytest", "-q")
     parallel = ("-n", "logical") if importlib.util.find_spec("xdist") else ()
 
@@ -100,7 +100,7 @@ def steps() -> list[Step]:
 
 
 def named(names: Iterable[str], known: Sequence[Step]) -> list[Step]:
-    """The steps of these names, in this order. ValueError for a name that there is not."""
+    """The steps of these names, in this order; ValueError for an unknown name."""
     by_name = {step.name: step for step in known}
     unknown = [repr(name) for name in names if name not in by_name]
     if unknown:
@@ -109,14 +109,14 @@ def named(names: Iterable[str], known: Sequence[Step]) -> list[Step]:
 
 
 def allowance(step: Step, left: float, later: Sequence[Step]) -> float:
-    """Minutes for a step: what it may need, if the later ones keep what they need at least; of one that can plan its share."""
+    """Minutes for a step: its own, as far as the later steps keep their least ones; at most its share for a step that can plan."""
     share = step.minutes / (step.minutes + sum(other.minutes for other in later)) if step.plans else 1.0
     spared = max(step.least, left - sum(other.least for other in later))
     return max(0.0, min(step.minutes, left, spared, max(step.least, left * share)))
 
 
 def refusal(step: Step, allowed: float) -> str | None:
-    """Why the step is not begun, or None."""
+    """The reason why the step is not begun, or None."""
     if step.missing:
         return f"{', '.join(step.missing)} not found here"
     if allowed < step.least:
@@ -125,5 +125,5 @@ def refusal(step: Step, allowed: float) -> str | None:
 
 
 def command_of(step: Step, allowed: float, work: str) -> list[str]:
-    """The command, told where to write, and to stop by itself after four fifths of the minutes that it is allowed, where it can be."""
+    """The command, told where to write and, if it can plan, to stop by itself after four fifths of its minutes."""
     return [word.replace("{minutes}", f"{0.8 * allowed:.2f}").replace("{out}", work) for word in step.command]

@@ -30,7 +30,7 @@ DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in operands.DTYPES}
 
 
 def main() -> int:
-    """Print it all; 1 where the check of a kernel fails."""
+    """Print everything; 1 where the check of a kernel fails."""
     print(f"GPU: {gpus()}\n")
     print(table([("array", "runs on", "because"), *backends()]), end="\n\n")
     print(choices(), end="\n\n")
@@ -51,7 +51,7 @@ def gpus() -> str:
 
 
 def backends() -> list[tuple[str, str, str]]:
-    """(kind of array, what its operations run on here, why that and not another)."""
+    """Rows of (kind of array, what its operations run on here, why that and not another)."""
     missing, without = triton.missing(), cupy.missing()
     served, uninterpreted = f"the kernels take {', '.join(DTYPES)}", missing or triton.interpreter_refusal()
     cuda = {**DTYPES, "float64": torch.float64}
@@ -69,7 +69,7 @@ def backends() -> list[tuple[str, str, str]]:
 
 
 def _epilogues() -> Iterator[tuple[str, str, str]]:
-    """What of cuBLASLt's epilogues the CuPy backend takes, by a trial of each."""
+    """Rows that say which of cuBLASLt's epilogues the CuPy backend takes, found by a trial of each."""
     for dtype in cublaslt.DTYPES:
         refusals = {
             (f"{name}, {'backward' if backward else 'forward'}"): epilogues.refusal(name, dtype, 0, backward)
@@ -114,7 +114,7 @@ EXAMPLES: tuple[tuple[str, int, int, int, dict[str, Any]], ...] = (
 
 
 def choices() -> str:
-    """Where the choice between the fused kernels and cuBLAS comes from, and a few of them."""
+    """Text: where the choice between the fused kernels and cuBLAS comes from, and a few such choices."""
     gpu = None if torch.cuda.is_available() else "H200"
     try:
         found = [explain(op, m, k, n, gpu=gpu, **options) for op, m, k, n, options in EXAMPLES]
@@ -136,7 +136,7 @@ def choices() -> str:
 
 
 def basis(chip: Machine, here: bool) -> str:
-    """What the choices on this chip rest on, and how to measure more."""
+    """Text: what the choices on this chip rest on, and how to measure more."""
     known = len(tuned.load(chip))
     text = f"Fused or not, on {'this ' if here else 'an '}{chip.name}{'' if here else ', which is not here'}: "
     text += f"{known} products measured, the others predicted by a model of the chip."

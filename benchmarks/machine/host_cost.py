@@ -25,7 +25,7 @@ ROUNDS, CALLS = 60, 100
 
 
 class Cost(NamedTuple):
-    """Microseconds per call as (lower quartile, median, upper quartile), and the median over the rounds of epilogue's to eager's."""
+    """Microseconds per call as (lower quartile, median, upper quartile); ratio: epilogue's to eager's, the median over the rounds."""
 
     device: str
     what: str
@@ -87,7 +87,7 @@ def microseconds(call: Callable[[], object], device: str, count: int) -> float:
 
 
 def measure(device: str, rounds: int = ROUNDS, count: int = CALLS) -> list[Cost]:
-    """Both operations in each mode, in turns, so that a change in the machine's speed affects both alike."""
+    """Time both operations in each mode, in turns, so that a change in the machine's speed affects both alike."""
     costs = []
     for what in ("operation", "MLP"):
         eager, fused = calls(what, False, device), calls(what, True, device)
@@ -131,7 +131,7 @@ def summary(costs: list[Cost]) -> str:
 
 
 def main(path: Path | None) -> int:
-    """Measure and print; with a path write it as JSON too."""
+    """Measure and print; with a path also write the result as JSON."""
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     with one_thread():
         costs = [cost for device in devices for cost in measure(device)]

@@ -1,4 +1,4 @@
-"""`epilogue audit`: what the compiler made of every kernel that may be launched, found without a GPU.
+"""`epilogue audit`: what the compiler makes of every kernel that may be launched, found without a GPU.
 
 Each shipped kernel x config x dtype is compiled with its family's usual activation (gelu; silu when gated), and the largest bfloat16
 config of each family once more with every activation, so that a spill which only an expensive formula causes shows too.
@@ -55,7 +55,7 @@ class KernelRow(NamedTuple):
 
 
 def faults(case: KernelCase, arch: str, resources: Resources) -> list[str]:
-    """Why this kernel may not be shipped; empty where it may."""
+    """The reasons why this kernel may not be shipped; empty where it may."""
     found = []
     if resources.stack:
         found.append(f"{resources.stack} bytes of stack")
@@ -74,9 +74,9 @@ def occurrences(names: str, sass: str) -> int:
 
 
 def every_activation(cases: Iterable[KernelCase]) -> Iterator[KernelCase]:
-    """Every activation in the largest bfloat16 config of each kernel, plain and gated; by descriptors where there are such kernels.
+    """Yield every activation in the largest bfloat16 config of each kernel, plain and gated; by descriptors where there are such kernels.
 
-    linear_dact gated alone, which takes a quarter of a minute to compile and holds all of the plain one's formulas.
+    linear_dact comes gated alone: it takes a quarter of a minute to compile and has all of the plain one's formulas.
     """
     largest: dict[tuple[str, bool], KernelCase] = {}
     for case in cases:
@@ -96,7 +96,7 @@ def _size(case: KernelCase) -> tuple[bool, int]:
 
 
 def formulas_of(case: KernelCase) -> list[Callable]:
-    """What the kernel computes of each element of its epilogue."""
+    """The formulas that the kernel computes for each element of its epilogue."""
     act = ACTIVATIONS[case.activation]
     found = epilogue_formulas(act, backward=case.kernel not in ("linear_fwd", "linear_fwd_tma", "act_fwd"))
     if case.kernel != "act_bwd" or case.dropout or (case.gated and act.arity == 1):  # by the product rule; for h
@@ -139,14 +139,18 @@ def config_of(case: KernelCase) -> str:
     """Tile, warps, and what else tells two configs apart: pipeline stages, column pieces of the epilogue."""
     config = case.config
     if config is None:
-        return f"{POINTWISE['BLOCK_M']}x{POINTWISE['BLOCK_N']} w{POINTWISE['num_warps']}" + " dropout" * case.dropout
-    dropout = " dropout" * (case.dropout and case.kernel.startswith("linear_dact"))
-    tile = f"{config.BLOCK_M}x{config.BLOCK_N}x{config.BLOCK_K}"
-    return f"{tile} w{config.num_warps} s{config.num_stages}" + f" p{config.PIECES}" * (config.PIECES > 1) + dropout
+        parts = [f"{POINTWISE['BLOCK_M']}x{POINTWISE['BLOCK_N']} w{POINTWISE['num_warps']}"]
+    else:
+        parts = [f"{config.BLOCK_M}x{config.BLOCK_N}x{config.BLOCK_K} w{config.num_warps} s{config.num_stages}"]
+        if config.PIECES > 1:
+            parts.append(f"p{config.PIECES}")
+    if case.dropout and not case.kernel.startswith("linear_fwd"):  # all forward kernels are compiled with it
+        parts.append("dropout")
+    return " ".join(parts)
 
 
 def measure_all(jobs: Sequence[tuple[KernelCase, str]]) -> list[KernelRow]:
-    """Every (case, architecture), in parallel processes: most of the time is Triton's own Python."""
+    """Measure every (case, architecture), in parallel processes: most of the time is Triton's own Python."""
     groups: dict[tuple[str, str], list[tuple[KernelCase, str]]] = {}
     for case, arch in jobs:  # the cases of one activation have their formulas in common
         groups.setdefault((case.activation, arch), []).append((case, arch))
@@ -165,7 +169,7 @@ def _measure_group(group: list[tuple[KernelCase, str]]) -> list[KernelRow]:
 
 
 def _quiet() -> None:
-    """Triton 3.9 announces in every process that a default will change."""
+    """Silence Triton 3.9, which announces in every process that a default will change."""
     warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
 
 
@@ -176,7 +180,7 @@ def kernels_table(rows: Iterable[KernelRow]) -> str:
     )  # fmt: skip
     lines = [
         (
-            family(row), row.activation, row.dtype + " ieee" * (row.precision == "ieee"), row.config, str(row.registers),
+            family(row), row.activation, f"{row.dtype} ieee" if row.precision == "ieee" else row.dtype, row.config, str(row.registers),
             str(row.stack), str(row.spills), f"{row.shared / 1024:.1f}", str(row.wgmma), str(row.mma), str(row.tma),
             f"{row.instructions_per_element:.1f}", f"{row.mufu_per_element:.1f}",
         )
@@ -197,11 +201,11 @@ def activations_table(rows: Iterable[KernelRow]) -> str:
 
 
 def family(row: KernelRow) -> str:
-    return row.kernel + ", gated" * row.gated
+    return f"{row.kernel}, gated" if row.gated else row.kernel
 
 
 def main(archs: Sequence[str], as_json: bool) -> int:
-    """Compile, print; 1 where a kernel is not clean."""
+    """Compile and print; 1 where a kernel is not clean."""
     kernels = {arch: list(shipped(arch)) for arch in archs}
     activations = {arch: list(every_activation(kernels[arch])) for arch in archs}
     jobs = list(dict.fromkeys((case, arch) for arch in archs for case in [*kernels[arch], *activations[arch]]))

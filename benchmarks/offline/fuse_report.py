@@ -15,7 +15,7 @@ from epilogue.nn import fuse
 
 
 def from_config(path: Path) -> nn.Module:
-    """The transformers model of a local config file, of the first of its `architectures`, or else its `model_type`'s base model."""
+    """The transformers model of a local config file: the first of its `architectures`, else the base model of its `model_type`."""
     config = _read(path)
     os.environ["HF_HUB_OFFLINE"] = "1"  # a config may name a backbone that its model would download
     import transformers
@@ -32,7 +32,7 @@ def from_config(path: Path) -> nn.Module:
 
 
 def from_callable(target: str) -> nn.Module:
-    """What a function without arguments returns, `module:function`; the current directory is importable for it."""
+    """The model that a function without arguments returns, `module:function`; the current directory is importable for it."""
     module_name, _, name = target.partition(":")
     if not name:
         raise _stop(f"{target} is neither a .json file nor module:function")

@@ -18,7 +18,7 @@ NOISE, SMOOTHING = 0.2, 0.1  # on the pixels and the labels, so that 1,437 image
 
 
 class DigitsScale(NamedTuple):
-    """How large a training is. tolerance: how far apart the loss curves may be, float32 rounding and what steps make of it."""
+    """The size of a training. tolerance: the largest distance of the loss curves, from float32 rounding and what the steps make of it."""
 
     width: int
     batch: int
@@ -61,7 +61,7 @@ class Digits(NamedTuple):
 
 
 def digits(device: torch.device) -> Digits:
-    """scikit-learn's 1,797 digits, a stratified fifth held out, always the same one."""
+    """scikit-learn's 1,797 digits; a stratified fifth is held out, always the same one."""
     data = load_digits()
     images, held_out_images, labels, held_out_labels = (
         torch.as_tensor(array, device=device)
@@ -73,7 +73,7 @@ def digits(device: torch.device) -> Digits:
 
 
 def batches(data: Digits, size: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Random batches, their pixels noisy: (images [size, 64], labels [size])."""
+    """Yield random batches with noisy pixels: (images [size, 64], labels [size])."""
     generator = torch.Generator().manual_seed(0)  # on the CPU: the same batches on every device
     for _ in range(steps):
         picked = torch.randint(len(data.labels), (size,), generator=generator).to(data.labels.device)
@@ -91,7 +91,7 @@ def accuracy(model: nn.Module, data: Digits) -> float:
 
 
 def inaccurate(stock: Run, fused: Run, scale: DigitsScale) -> list[str]:
-    """The promise of accuracy, made of a full training alone, where it was not kept."""
+    """A message for each model that breaks the promise of accuracy, which holds for a full training alone."""
     if scale is not FULL or len(stock.losses) < scale.steps:
         return []
     return [
@@ -116,7 +116,7 @@ def run(device: torch.device, interpret: bool, steps: int | None) -> Training:
 
 
 def trained(data: Digits, scale: DigitsScale, steps: int) -> tuple[Run, Run]:
-    """(torch.nn, epilogue), and how well each knows what was held out."""
+    """Train (torch.nn, epilogue) and test both on the held-out digits."""
     torch.manual_seed(0)
     models = {
         name: Classifier(layers, scale.width).to(data.images.device)

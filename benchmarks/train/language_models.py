@@ -134,7 +134,7 @@ def text() -> Tensor:
 
 
 def batches(size: Size, batch: int, count: int, device: str) -> list[Batch]:
-    """Random stretches of the text, always the same: each batch the bytes [batch, context] and those that follow them."""
+    """Random stretches of the text, always the same; each batch is the bytes [batch, context] and the bytes that follow them."""
     generator = torch.Generator().manual_seed(0)
     starts = torch.randint(len(text()) - size.context, (count, batch, 1), generator=generator)
     stretches = text()[starts + torch.arange(size.context + 1)].long().to(device)

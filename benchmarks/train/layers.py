@@ -1,4 +1,4 @@
-"""What the side-by-side trainings differ in: the same layers from stock torch.nn and from epilogue."""
+"""The layers in which the side-by-side trainings differ: from stock torch.nn, and from epilogue."""
 
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ class GELULinear(nn.Linear):
 
 
 class Layers(NamedTuple):
-    """The classes of one side, called alike."""
+    """The classes of one side; both sides' are called alike."""
 
     linear: Any
     mlp: Any

@@ -39,7 +39,7 @@ OURS: dict[str, dict[str, Any]] = {
 
 
 def bytes_kept(forward: Callable[[], Tensor], module: nn.Module) -> int:
-    """What one forward pass keeps for backward: each storage once, without the module's parameters."""
+    """Count the bytes that one forward pass keeps for backward: each storage once, without the module's parameters."""
     storages = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def blocks(shape: Shape, device: str) -> dict[str, nn.Module]:
 
 
 def measure(shape: Shape, device: str, tokens: int = TOKENS) -> dict[str, float]:
-    """Column -> bytes per token."""
+    """Measure a block: column -> bytes per token."""
     torch.compiler.reset()  # every block is a recompilation of one class's forward, and torch allows eight
     x = torch.randn(tokens, shape.d, device=device, dtype=DTYPE, requires_grad=True)
     return {
@@ -83,7 +83,7 @@ def measure(shape: Shape, device: str, tokens: int = TOKENS) -> dict[str, float]
 
 
 def rows(shapes: Iterable[Shape], device: str) -> list[dict[str, Any]]:
-    """Each shape's fields and its bytes_per_token, by column."""
+    """Measure each shape: its fields and its bytes_per_token by column."""
     progress = tqdm(list(shapes), unit="block", disable=None)
     return [{**shape._asdict(), "bytes_per_token": measure(shape, device)} for shape in progress]
 
@@ -95,7 +95,8 @@ def cells(result: dict[str, Any]) -> list[tuple[str, ...]]:
     for row in result["rows"]:
         kept = row["bytes_per_token"]
         sizes = [
-            f"{kept[name] / 1024:.1f}" + f" ({kept[name] / kept['eager']:.0%})" * (name != "eager") for name in columns
+            f"{size / 1024:.1f}" if name == "eager" else f"{size / 1024:.1f} ({size / kept['eager']:.0%})"
+            for name, size in ((name, kept[name]) for name in columns)
         ]
         dropout = f"{row['dropout']:g}" if row["dropout"] else ""
         lines.append((row["model"], activation(row), str(row["d"]), str(row["hidden"]), dropout, *sizes))
@@ -108,12 +109,12 @@ def activation(row: dict[str, Any]) -> str:
 
 
 def readme(result: dict[str, Any]) -> str:
-    """The README's part that is made from the result."""
+    """The README's part about memory, made from the result."""
     return f"KiB per token and layer:\n\n{markdown(cells(result))}\n\n![The same, relative to eager](benchmarks/results/memory.png)"
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """The bytes of each block relative to eager's, as grouped bars."""
+    """Draw the bytes of each block relative to eager's, as grouped bars."""
     models = [f"{row['model']}\n{activation(row)}" for row in result["rows"]]
     columns = list(result["rows"][0]["bytes_per_token"])
     height = 0.8 / len(columns)
@@ -145,7 +146,7 @@ def run() -> dict[str, Any]:
 
 
 def main(source: Path | None, path: Path | None, plot: Path | None, document: Path | None) -> int:
-    """Measure, or read what was measured from source; print, and write the files that were asked for."""
+    """Measure, or read an earlier result from source; print it, and write the files that were asked for."""
     if document:
         check_place(document, "memory")
     result = run() if source is None else json.loads(source.read_text())

@@ -1,4 +1,4 @@
-"""Two models in training side by side, stock and epilogue, on the same batches: what is seen of them, printed and drawn."""
+"""Two models in training side by side, stock and epilogue, on the same batches; printed and drawn."""
 
 import functools
 import statistics
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from epilogue import backends, triton
 from epilogue.benchmarks.report import table
+from epilogue.benchmarks.train import losses
 from epilogue.benchmarks.train.memory import bytes_kept
 
 WEIGHT_DECAY = 0.05
@@ -25,7 +26,7 @@ Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 @dataclass
 class Run:
-    """One model in training, and what was seen of it. accuracy: on what was held out, where something was."""
+    """One model in training, and what was measured. accuracy: on the held-out part of the data, None where there is none."""
 
     name: str
     model: nn.Module
@@ -38,7 +39,7 @@ class Run:
 
 
 class Training(NamedTuple):
-    """Both runs, what they were (the picture's title), how far apart their losses may be, and which promises were not kept."""
+    """Both runs, the picture's title, the largest distance that their losses may have, and a message for each broken promise."""
 
     title: str
     stock: Run
@@ -54,7 +55,7 @@ def begin(name: str, model: nn.Module, steps: int, learning_rate: float) -> Run:
 
 
 def step(run: Run, loss_of: Loss, x: Tensor, labels: Tensor) -> None:
-    """One timed step of training."""
+    """Train for one step, and time it."""
     torch.manual_seed(len(run.losses))  # both models' dropouts draw the same
     start = time.perf_counter()
     loss = loss_of(run.model, x, labels)
@@ -73,7 +74,7 @@ def train(
     steps: int,
     learning_rate: float,
 ) -> tuple[Run, Run]:
-    """The two models, stock first, trained in turns so that both see the same machine."""
+    """Train the two models, stock first, in turns so that both see the same machine."""
     stock, fused = (begin(name, model, steps, learning_rate) for name, model in models.items())
     progress = tqdm(batches, total=steps, desc="training both", unit="step", disable=None)
     for x, labels in progress:
@@ -86,19 +87,18 @@ def train(
 
 
 def gaps(stock: Run, fused: Run) -> list[float]:
-    """The two loss curves' distance, step by step."""
-    return [abs(a - b) for a, b in zip(stock.losses, fused.losses, strict=True)]
+    """The distance of the two loss curves, step by step."""
+    return losses.gaps(stock.losses, fused.losses)
 
 
 def apart(stock: Run, fused: Run, tolerance: float) -> list[str]:
-    """The promise that both train alike, where it was not kept."""
-    if all(gap <= tolerance for gap in gaps(stock, fused)):  # a NaN breaks it too
-        return []
-    return [f"the loss curves differ by {max(gaps(stock, fused)):.1e}, more than {tolerance:.0e}"]
+    """A message where the two do not train alike."""
+    largest = max(gaps(stock, fused))
+    return [] if largest <= tolerance else [f"the loss curves differ by {largest:.1e}, more than {tolerance:.0e}"]
 
 
 def backend(model: nn.Module) -> tuple[str, str | None]:
-    """(what runs epilogue's operations on the model's matrices, why no kernel does, where none does)."""
+    """(what runs epilogue's operations on the model's matrices, the reason if no kernel does, else None)."""
     weight = next(parameter for parameter in model.parameters() if parameter.ndim == 2)
     name, reason = backends.serving(weight, weight)
     if name == "eager":
@@ -109,7 +109,7 @@ def backend(model: nn.Module) -> tuple[str, str | None]:
 
 
 def summary(training: Training, ran: str) -> str:
-    """Both runs side by side."""
+    """A table of both runs, side by side."""
     both = (training.stock, training.fused)
     rows: list[tuple[str, ...]] = [("", *(run.name for run in both)), ("backend", "plain torch", ran)]
     if training.fused.accuracy is not None:
@@ -124,11 +124,11 @@ def summary(training: Training, ran: str) -> str:
 
 
 def draw(training: Training, ran: str, path: Path) -> None:
-    """Both loss curves, and their distance below."""
+    """Draw both loss curves, and their distance below them."""
     figure = Figure(figsize=(8, 6), layout="constrained")
     curves, distance = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     labels = [
-        run.name + ("" if run.accuracy is None else f", {run.accuracy:.1%} of held-out digits")
+        run.name if run.accuracy is None else f"{run.name}, {run.accuracy:.1%} of held-out digits"
         for run in (training.stock, training.fused)
     ]
     curves.plot(training.stock.losses, linewidth=4, alpha=0.4, label=labels[0])

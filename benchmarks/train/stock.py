@@ -56,5 +56,5 @@ class GatedMLP(nn.Module):
 
 
 def dropped(h: Tensor, p: float, training: bool) -> Tensor:
-    """F.dropout as it runs on a GPU, where the mask is kept as bytes; on a CPU F.dropout keeps it in the dtype of h."""
+    """Dropout as F.dropout computes it on a GPU, where the mask is kept as bytes; on a CPU F.dropout keeps it in the dtype of h."""
     return torch.native_dropout(h, p, training)[0] if p else h

@@ -1,14 +1,13 @@
 """`epilogue training`: a real training step of two small language models, stock torch.nn against epilogue's layers.
 
 A Llama-shaped and a GPT-2-shaped model learn the bytes of the standard library's own sources by AdamW, eager and under torch.compile, all
-from the same weights on the same batches. What a run computes is held against stock eager's loss curve before any time is shown.
-The parameters are bfloat16: no casts between the layers, and what AdamW's updates lose in rounding, both sides lose.
+from the same weights on the same batches. Each run's loss curve is compared with stock eager's before any time is shown.
+The parameters are bfloat16: there are no casts between the layers, and both sides' AdamW loses the same in rounding.
 Without a GPU a tiny scale in float32 shows that both learn alike; epilogue's layers are plain torch operations there, and nothing is timed.
 """
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from epilogue.benchmarks import timing
 from epilogue.benchmarks.provenance import machine
 from epilogue.benchmarks.report import slug, table, write
 from epilogue.benchmarks.timing import Timing
+from epilogue.benchmarks.train import losses
 from epilogue.benchmarks.train.language_models import MODELS, Batch, Size, batches
 from epilogue.benchmarks.train.layers import FUSED, STOCK
 
@@ -30,7 +30,7 @@ SECONDS = 2.0
 
 
 class LanguageModelScale(NamedTuple):
-    """How large a training is. tolerance: how far a loss may be from stock eager's, for rounding and what steps make of it."""
+    """The size of a training. tolerance: the largest distance from stock eager's loss, from rounding and what the steps make of it."""
 
     sizes: dict[str, Size]
     batch: dict[str, int]
@@ -76,11 +76,12 @@ class TrainingRow(NamedTuple):
 
 
 Trained = tuple[TrainingRow, Callable[[], Tensor]]
-"""What is known of a model in training, and its next step."""
+"""A model in training: its row, and a call that does its next step."""
 
 
 def runs(name: str, scale: LanguageModelScale, device: str) -> Iterator[Trained]:
-    """Stock and epilogue, eager and compiled, each after its first steps: from the same weights, on the same batches. Stock eager first."""
+    """Train stock and epilogue, eager and compiled, from the same weights on the same batches; yield each after its first steps, stock
+    eager first."""
     torch.compiler.reset()  # every model is a recompilation of one forward, and torch allows eight
     size, batch = scale.sizes[name], scale.batch[name]
     torch.manual_seed(0)
@@ -96,13 +97,13 @@ def runs(name: str, scale: LanguageModelScale, device: str) -> Iterator[Trained]
         forward: Any = torch.compile(model, backend=backend, fullgraph=True, dynamic=False) if compiled else model
         optimizer = torch.optim.AdamW(model.parameters(), scale.learning_rate, fused=device == "cuda")
         call = functools.partial(step, forward, optimizer, itertools.cycle(data))
-        losses = torch.stack([call() for _ in range(scale.steps)]).tolist()
+        first = torch.stack([call() for _ in range(scale.steps)]).tolist()
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        yield TrainingRow(name, layers, compiled, batch * size.context, parameters, None, None, losses), call
+        yield TrainingRow(name, layers, compiled, batch * size.context, parameters, None, None, first), call
 
 
 def step(forward: Callable[..., Tensor], optimizer: torch.optim.Optimizer, data: Iterator[Batch]) -> Tensor:
-    """The loss before this step of training. It begins and ends without gradients, so that its peak of memory counts them."""
+    """Train for one step; the loss before it. A step begins and ends without gradients, so that its peak of memory counts them."""
     loss = forward(*next(data))
     loss.backward()
     optimizer.step()
@@ -111,32 +112,30 @@ def step(forward: Callable[..., Tensor], optimizer: torch.optim.Optimizer, data:
 
 
 def gap(row: TrainingRow, stock: TrainingRow) -> float:
-    """The largest distance of two loss curves; infinite where one is not finite."""
-    gaps = (abs(a - b) for a, b in zip(row.loss, stock.loss, strict=True))
-    return max(gap if math.isfinite(gap) else math.inf for gap in gaps)
+    """The largest distance of two runs' loss curves; infinite where one is not finite."""
+    return max(losses.gaps(row.loss, stock.loss))
 
 
 def training_faults(rows: Sequence[TrainingRow], tolerance: float) -> list[str]:
-    """What the runs of one model, stock eager first, must have done before their times mean anything: learned, and all alike."""
+    """The reasons why the times of one model's runs, stock eager first, mean nothing: a run that did not learn, or not as the others."""
     broken = []
     for row in rows:
         if not gap(row, rows[0]) <= tolerance:
             broken.append(
                 f"{row.model}, {row.run}: {gap(row, rows[0]):.1e} from stock eager's losses, allowed {tolerance:.0e}"
             )
-        if not row.loss[-1] < row.loss[0]:
-            broken.append(f"{row.model}, {row.run}: the loss went from {row.loss[0]:.4f} to {row.loss[-1]:.4f}")
+        broken += losses.stuck(f"{row.model}, {row.run}", row.loss)
     return broken
 
 
 def timed(trained: Sequence[Trained], device: str, seconds: float) -> list[TrainingRow]:
-    """The rows with their times and peaks; seconds: about how long each run is timed."""
+    """Time the runs: their rows with times and peaks; seconds: about how long each run is timed."""
     times = timing.measure({row.run: call for row, call in trained}, device, seconds)
     return [row._replace(us=times[row.run], peak_bytes=timing.peak_bytes(call, device)) for row, call in trained]
 
 
 def curves(rows: Sequence[TrainingRow]) -> list[tuple[str, ...]]:
-    """The losses of one model's runs as a table's rows."""
+    """A table's rows: the losses of one model's runs."""
     heading = ("model", "run", "loss, first to last step", "largest distance from stock eager's")
     lines = [
         (row.model, row.run, f"{row.loss[0]:.4f} to {row.loss[-1]:.4f}", f"{gap(row, rows[0]):.1e}") for row in rows
@@ -145,7 +144,7 @@ def curves(rows: Sequence[TrainingRow]) -> list[tuple[str, ...]]:
 
 
 def cells(rows: Sequence[TrainingRow]) -> list[tuple[str, ...]]:
-    """The times as a table's rows; ratios are ours / stock, eager to eager and compiled to compiled: below 1 is faster, or less."""
+    """A table's rows: the times; ratios are ours / stock, eager to eager and compiled to compiled: below 1 is faster, or less."""
     lines: list[tuple[str, ...]] = [
         (
             "model", "parameters", "tokens", "run", "ms per step", "quartiles", "tokens/s", "peak MiB", "time / stock",
@@ -171,7 +170,7 @@ def cells(rows: Sequence[TrainingRow]) -> list[tuple[str, ...]]:
 
 
 def compare(scale: LanguageModelScale, device: str, seconds: float | None, directory: Path | None) -> int:
-    """Train, hold the losses against each other, time each run for about so many seconds; 1 where a promise is broken."""
+    """Train, compare the losses, and time each run for about so many seconds; 1 where a promise is broken."""
     rows: list[TrainingRow] = []
     for name in MODELS:
         trained = list(tqdm(runs(name, scale, device), name, 2 * len(LAYERS), unit="run", disable=None))
