@@ -1,4 +1,4 @@
-"""What a result was measured with: the machine, the versions of the packages, the commit."""
+"""The provenance of a result: the machine, the versions of the packages, the commit."""
 
 import datetime
 import importlib

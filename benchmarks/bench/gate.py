@@ -1,4 +1,4 @@
-"""Before anything is timed: results against float64, held to the error that plain torch makes in the same dtype.
+"""The check before anything is timed: results against float64, held to the error that plain torch makes in the same dtype.
 
 A float64 product of every row would take minutes at the largest sizes. Some rows of y and dx need those rows of x and dy alone, and the
 gradients of some hidden units' weights need those units alone, since no unit's gradient depends on another unit. Both are exact.
@@ -17,7 +17,7 @@ from epilogue.benchmarks.bench.providers import eager
 ROWS, UNITS = 64, 32
 
 Parts = Mapping[str, Tensor]
-"""What is compared: "y" and the operands whose gradients were computed -> float64."""
+"""The compared tensors: "y" and the operands whose gradients were computed -> float64."""
 
 
 def parts(case: Case, operands: Operands, result: object) -> Parts:

@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
         raise SystemExit("epilogue bench: --plot draws results that were written; give --json DIR")
     from epilogue.benchmarks.bench import runner
 
-    status = runner.main(args.suite, args.op, args.json, args.minutes and 60 * args.minutes)
+    seconds = None if args.minutes is None else 60 * args.minutes
+    status = runner.main(args.suite, args.op, args.json, seconds)
     if args.plot and args.json.is_dir():  # without a GPU it may not be there
         return _report(args.json, None, True) or status
     return status

@@ -28,14 +28,14 @@ KINDS = {
     "launch": r"CUDA error|CUDA driver|Triton Error \[CUDA\]|OutOfResources|CUDA\w+Error|AcceleratorError|CUBLAS_STATUS",
     "number": r"^(?:AssertionError|Inaccurate|Failed)\b",
 }
-"""The first whose pattern is in the name or message of an exception or of one that it came from."""
+"""A failure's kind is the first whose pattern is in the name or message of the exception, or of one that it came from."""
 LOST = re.compile(
     r"illegal memory access|misaligned address|unspecified launch failure|device-side assert|illegal instruction|"
     r"invalid program counter|hardware stack error|context is destroyed"
 )
 """After these every further call of CUDA in that process fails, too."""
 WORST = re.compile(r"Greatest absolute difference: (\S+) at index \(([\d, ]*)\)")
-"""What torch.testing.assert_close says."""
+"""The part of torch.testing.assert_close's message that is read."""
 
 
 def row(item: pytest.Item, error: BaseException) -> dict[str, Any]:

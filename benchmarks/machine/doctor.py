@@ -138,12 +138,13 @@ def choices() -> str:
 def basis(chip: Machine, here: bool) -> str:
     """Text: what the choices on this chip rest on, and how to measure more."""
     known = len(tuned.load(chip))
-    text = f"Fused or not, on {'this ' if here else 'an '}{chip.name}{'' if here else ', which is not here'}: "
-    text += f"{known} products measured, the others predicted by a model of the chip."
-    if here and not known:
-        path = tuned.user_path(chip)
-        text += f" `epilogue tune` measures them, {f'into {path}' if path else 'once platformdirs is installed'}."
-    return text
+    place = f"this {chip.name}" if here else f"an {chip.name}, which is not here"
+    text = f"Fused or not, on {place}: {known} products measured, the others predicted by a model of the chip."
+    if known or not here:
+        return text
+    path = tuned.user_path(chip)
+    where = f"into {path}" if path else "once platformdirs is installed"
+    return f"{text} `epilogue tune` measures them, {where}."
 
 
 def check() -> int:

@@ -88,7 +88,8 @@ def every_activation(cases: Iterable[KernelCase]) -> Iterator[KernelCase]:
     for case in largest.values():
         for name, act in ACTIVATIONS.items():
             if case.gated or act.arity == 1:
-                yield replace(case, activation=name, config=case.config and fitted(case.config, name, case.gated))
+                config = None if case.config is None else fitted(case.config, name, case.gated)
+                yield replace(case, activation=name, config=config)
 
 
 def _size(case: KernelCase) -> tuple[bool, int]:

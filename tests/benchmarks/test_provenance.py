@@ -1,4 +1,4 @@
-"""What every result says of where it was made."""
+"""The provenance that every result states."""
 
 import re
 import subprocess

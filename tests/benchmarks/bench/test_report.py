@@ -27,7 +27,7 @@ def results_of(tmp_path, *rows, **documents):
 
 
 def measured(results):
-    """What -> what was measured of it."""
+    """Target -> what was measured of it."""
     return {what: text for what, _, text in report.targets(results)[1:]}
 
 

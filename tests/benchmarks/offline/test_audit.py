@@ -106,9 +106,11 @@ def test_tables_and_verdict(capsys, monkeypatch):
 
 
 def test_processes_keep_the_order():
-    jobs = [(replace(BACKWARD, activation=name), "sm_90") for name in ("relu", "silu")] + [(BACKWARD, "sm_80")]
-    rows = audit.measure_all(jobs)
-    assert [(row.activation, row.arch) for row in rows] == [("relu", "sm_90"), ("silu", "sm_90"), ("relu", "sm_80")]
+    cases = [BACKWARD, replace(BACKWARD, activation="silu"), replace(BACKWARD, dropout=True)]  # of two groups
+    rows = audit.measure_all([(case, "sm_90") for case in cases])
+    assert [(row.activation, row.config) for row in rows] == [
+        ("relu", "8x128 w4"), ("silu", "8x128 w4"), ("relu", "8x128 w4 dropout"),
+    ]  # fmt: skip
 
 
 def test_what_does_not_compile_is_named(monkeypatch):
