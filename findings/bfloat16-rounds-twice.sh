@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# ml_dtypes 0.5.4 and torch 2.13.0: a cast from float64 to bfloat16 goes by way of float32 and so rounds twice. 1 + 2^-8 + 2^-30 lies above the
-# midpoint of 1 and 1.0078125; float32 drops the 2^-30, and the tie that is left goes to even, to 1.
-# NumPy's cast to float16 rounds once: 1 + 2^-11 + 2^-40, above the midpoint there, becomes 1.0009765625.
+# ml_dtypes 0.5.4 and torch 2.13.0: a cast from float64 to bfloat16 goes through float32 and so rounds twice. 1 + 2^-8 + 2^-30 lies above the
+# midpoint of 1 and 1.0078125. float32 drops the 2^-30, and the tie that is left rounds to even, to 1.
+# NumPy's cast to float16 rounds once: 1 + 2^-11 + 2^-40, which is above the midpoint there, becomes 1.0009765625.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 value = 1 + 2.0**-8 + 2.0**-30
-assert Fraction(value) > (Fraction(1) + Fraction(1.0078125)) / 2  # so that rounding once gives 1.0078125
+assert Fraction(value) > (Fraction(1) + Fraction(1.0078125)) / 2  # so rounding once gives 1.0078125
 found = {
     "ml_dtypes": float(np.array(value).astype(ml_dtypes.bfloat16)),
     "torch": torch.tensor(value, dtype=torch.float64).bfloat16().item(),

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# torch 2.13.0: torch.compile(fullgraph=True) cannot trace ContextVar.get, but traces a property whose getter is that very method, and guards on
-# what it gives: after the variable is set the function is compiled again, with the new value.
-# One would expect either both to be refused or both to be traced.
+# torch 2.13.0: torch.compile(fullgraph=True) cannot trace ContextVar.get, but it traces a property whose getter is that very method.
+# It guards on the property's value: after the variable is set, the function is compiled again with the new value.
+# One would expect both to be refused or both to be traced.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# torch 2.13.0: in eval mode and without grad nn.TransformerEncoderLayer reads linear1.weight and computes by a fused function of its own,
-# also where linear1 was replaced by a subclass of nn.Linear with another forward: that is never called, and nothing is said. A forward hook
-# on it is noticed and turns the fast path off.
+# torch 2.13.0: in eval mode and without grad, nn.TransformerEncoderLayer reads linear1.weight and computes with its own fused function.
+# It does so even where linear1 was replaced by a subclass of nn.Linear with another forward: that forward is never called, and there is no
+# warning. A forward hook on linear1 is noticed and turns the fast path off.
 # So a layer that was swapped in for its kernel, or to count, quantise or trace, runs in training and is skipped in inference.
 set -euo pipefail
 folder=$(mktemp -d)

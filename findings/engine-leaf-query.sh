@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# torch 2.13.0: inside a backward pass torch._C._will_engine_execute_node(node) says whether the engine will run a node. Of a leaf's
-# AccumulateGrad node it answers False where torch.autograd.grad does not ask for that leaf, and raises RuntimeError ("A leaf node was passed
-# ...") exactly where it does: the error means yes. Under .backward(), and of a view of the leaf, it answers True.
-# One would expect True or False for every node of the graph. Who wants to skip a gradient that nobody asked for passes views of parameters.
+# torch 2.13.0: inside a backward pass torch._C._will_engine_execute_node(node) says whether the engine will run a node. For a leaf's
+# AccumulateGrad node it answers False where torch.autograd.grad does not ask for that leaf. Where grad does ask for it, the call raises
+# RuntimeError ("A leaf node was passed ..."): the error means yes. Under .backward(), and for a view of the leaf, it answers True.
+# One would expect True or False for every node of the graph. To skip gradients that nobody asked for, pass views of the parameters.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# torch 2.13.0 (CPU), ml_dtypes 0.5.4, Triton 3.9.0: what a number past the largest one becomes differs between the two float8 types within
-# torch, and the three agree in neither type. torch saturates in float8_e4m3fn, infinity included, and gives infinity in float8_e5m2.
-# ml_dtypes gives NaN in e4m3fn and infinity in e5m2. Triton's cast on sm_90 saturates in both (cvt.rn.satfinite).
-# So none is a reference for another at the edge of the range: a kernel that quantises has to clamp, and its test too.
+# torch 2.13.0 (CPU), ml_dtypes 0.5.4, Triton 3.9.0: the three libraries agree in neither float8 type on what a number past the largest becomes.
+# torch saturates in float8_e4m3fn, infinity included, and gives infinity in float8_e5m2. ml_dtypes gives NaN in e4m3fn and infinity in e5m2.
+# Triton's cast on sm_90 saturates in both (cvt.rn.satfinite).
+# So none is a reference for another at the edge of the range. A kernel that quantises has to clamp, and so does its test.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

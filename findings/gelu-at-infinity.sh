@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# torch 2.13.0, CPU build for x86-64: the exact gelu of +inf is inf for a tensor of one element and NaN for one of two or more, where oneDNN
-# computes it (float32; float64, and float32 with oneDNN off, give inf). Its limit is +inf, and the tanh form gives that.
-# So a layer's plain CPU path and a kernel cannot be held to each other at infinities.
+# torch 2.13.0, CPU build for x86-64: the exact gelu of +inf is inf in a tensor of one element. In a tensor of two or more it is NaN where
+# oneDNN computes it, in float32; float64, and float32 with oneDNN off, give inf. The limit is +inf, and the tanh form gives that.
+# So at infinities a kernel cannot be compared with a layer's plain CPU path.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # torch 2.13.0, CPU: the gradient of an activation at NaN depends on the element's place in the tensor. Full vectors and the elements left
-# over at the end are computed by two pieces of code that compare NaN differently: the gradient of elu, selu, celu and hardswish is NaN in a
-# vector and finite at the end, that of relu6, hardtanh and softshrink 0 and 1. relu has 1 and leaky_relu its slope in both places.
-# So there is no value to hold a kernel's gradient at NaN to. The last of 65 equal elements shows it.
+# over at the end are computed by two pieces of code that compare NaN differently. For elu, selu, celu and hardswish the gradient is NaN in a
+# vector and finite at the end; for relu6, hardtanh and softshrink it is 0 and 1. In both places it is 1 for relu and the slope for leaky_relu.
+# So there is no value to compare a kernel's gradient at NaN with. The last of 65 equal elements shows it.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

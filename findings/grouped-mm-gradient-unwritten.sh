@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# torch 2.13.0, CPU: F.grouped_mm leaves the rows past the last offset unwritten, and its backward leaves the same rows of the input's
-# gradient unwritten, even where the gradient handed in is zero. Such rows take no part, so their gradient is 0; what they get is whatever
-# the memory held. The manual says of them only that they "are ignored".
-# Whoever pads tokens to a fixed size has to zero both. Deterministic mode fills fresh memory with NaN, which makes it visible here.
+# torch 2.13.0, CPU: F.grouped_mm leaves the rows past the last offset unwritten. Its backward leaves the same rows of the input's
+# gradient unwritten, even where the incoming gradient is zero. Such rows take no part in the product, so their gradient should be 0, but it
+# is whatever the memory held. The manual says only that these rows "are ignored".
+# So code that pads tokens to a fixed size has to zero both. Deterministic mode fills fresh memory with NaN, which makes it visible here.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # torch 2.13.0, CPU: F.linear of a three-dimensional input returns a view (of the two-dimensional product) when it is given a bias, and a tensor
-# of its own when it is not. Alone nobody notices. As one of two results of an autograd.Function it decides whether a caller may write
-# into the result: with a bias `y.add_(1)` is refused ("Output 0 of … is a view …"), without one it is allowed.
+# of its own when it is not. Usually nobody notices. But if it is one of two results of an autograd.Function, it decides whether a caller may
+# write to the result: with a bias `y.add_(1)` is refused ("Output 0 of … is a view …"), without one it is allowed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # torch 2.13.0: once_differentiable does not keep a second derivative from being silently wrong. Its error sits on an edge of the graph that
-# torch.autograd.grad, asked for the input, never walks: it answers as if the first gradient's factor were constant. Only .backward(), which
-# walks every edge, raises. Where the incoming gradient needs no gradient, as that of a plain result, not even .backward() does.
-# So the decorator is no guard for a raw kernel in a backward. Such a backward has to look at torch.is_grad_enabled() and compute by
+# torch.autograd.grad never walks when asked for the input. The result is then computed as if the first gradient's factor were constant. Only
+# .backward(), which walks every edge, raises. Where the incoming gradient needs no gradient, as for a plain result, even .backward() does not.
+# So the decorator does not protect a raw kernel in a backward. Such a backward has to look at torch.is_grad_enabled() and then compute with
 # differentiable operations.
 set -euo pipefail
 folder=$(mktemp -d)

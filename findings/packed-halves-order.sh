@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# transformers 5.24.0: one model holds packed gated MLPs in both orders under one name. Phi4Multimodal activates the first half of what
-# `gate_up_proj` gives in its text layers, as the name says and other models do, and the second half in its audio layers. Activation, shapes
-# and names are the same in both.
-# So whoever puts a fused kernel in place of such a layer can go neither by the names nor by the model's other layers, only by numbers.
+# transformers 5.24.0: one model has packed gated MLPs in both orders under one name. In its text layers Phi4Multimodal activates the first
+# half of the output of `gate_up_proj`, as the name says and as other models do. In its audio layers it activates the second half. Activation,
+# shapes and names are the same in both.
+# So to replace such a layer by a fused kernel, neither the names nor the model's other layers can be trusted, only numbers.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

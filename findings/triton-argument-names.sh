@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Triton 3.9.0: a kernel's argument may not be called `params`, `options` or `backend`. The function that Triton writes to bind the
+# Triton 3.9.0: a kernel's argument may not be called `params`, `options` or `backend`. The function that Triton generates to bind the
 # arguments of a launch uses these names itself, and the error points elsewhere ("failed to specialize argument of type: dict").
-# triton.compile takes the same kernels without a word, and so does the interpreter: tests without a GPU pass, and the first launch on one
+# triton.compile and the interpreter accept the same kernels without an error. So tests without a GPU pass, and the first launch on a GPU
 # fails.
 # Here an object that only names a target stands in for the GPU's driver; `warmup` binds and compiles as a launch does.
 set -euo pipefail

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Triton 3.9.0: two jitted functions that one factory made share a qualified name, and where one kernel calls both with arguments of the
-# same types they are merged: the second call runs the first function. Here `tripled` and `fivefold` close over 3 and 5, yet the PTX
-# multiplies twice by the number of the one that is called first. Alone in a kernel each is right.
-# One would expect two functions, or an error. Whoever makes device functions in a loop has to give each a name of its own.
+# Triton 3.9.0: two jitted functions made by one factory share a qualified name. Where one kernel calls both with arguments of the same
+# types, Triton merges them: the second call runs the first function. Here `tripled` and `fivefold` close over 3 and 5, yet the PTX
+# multiplies twice by the number of the function that is called first. Alone in a kernel, each is right.
+# One would expect two functions, or an error. So device functions that are made in a loop each need a name of their own.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Triton 3.9.0: tl.exp keeps subnormal results and tl.exp2 flushes them to zero: on sm_80, sm_90 and sm_100 tl.exp(x) is a multiplication by
-# log2(e) and ex2.approx.f32, tl.exp2(x) is ex2.approx.ftz.f32.
-# So the usual rewriting of exp(x) as exp2(x * log2(e)) does not only save an instruction. Below x = -87.34, where e^x is no normal number
-# any more, the first gives a small number and the second zero, and a quotient or a logarithm of it tells them apart.
+# Triton 3.9.0: tl.exp keeps subnormal results and tl.exp2 flushes them to zero. On sm_80, sm_90 and sm_100 tl.exp(x) is a multiplication by
+# log2(e) and ex2.approx.f32, and tl.exp2(x) is ex2.approx.ftz.f32.
+# So the usual rewriting of exp(x) as exp2(x * log2(e)) does more than save an instruction. Below x = -87.34, where e^x is no longer a normal
+# number, exp gives a small number and exp2 zero. A quotient or a logarithm of the result tells them apart.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Triton 3.9.0: the interpreter truncates float32 to bfloat16, both in a cast that asks for rounding to nearest even and in a plain store of
 # float32 through a bfloat16 pointer. The compiler rounds to nearest even (cvt.rn.bf16.f32) in both.
-# So a kernel that computes in float32 and only stores bfloat16, which is what Triton's manual advises for the interpreter, is off by up to
-# a whole unit in the last place there, always towards zero: a test there can ask neither for half a unit nor for an unbiased mean.
+# Triton's manual advises kernels for the interpreter to compute in float32 and only store bfloat16. Such a kernel is off by up to a whole
+# unit in the last place there, always towards zero. So a test there can ask neither for half a unit nor for an unbiased mean.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Triton 3.9.0: in the interpreter tl.device_assert never fails, with TRITON_DEBUG=1 and a launch with debug=True too. Python's `assert`,
-# which the manual calls the same thing, does fail there, and needs neither. Compiled with debug=True both are checked (__assertfail).
-# One would expect assertions to hold above all where one debugs. A kernel that passes its tests in the interpreter may break every
+# Triton 3.9.0: in the interpreter tl.device_assert never fails, not even with TRITON_DEBUG=1 and a launch with debug=True. Python's
+# `assert`, which the manual calls the same thing, does fail there and needs neither. Compiled with debug=True, both are checked (__assertfail).
+# One would expect assertions to be checked above all where one debugs. A kernel that passes its tests in the interpreter may violate every
 # device_assert.
 set -euo pipefail
 folder=$(mktemp -d)

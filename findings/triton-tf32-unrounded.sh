@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Triton 3.9.0: tl.dot of float32 with input_precision="tf32", the default, does not round its operands to tf32. On sm_80, sm_90, sm_100 and
-# sm_120 the PTX holds no cvt.rna.tf32.f32: the tensor core is handed float32 as it was loaded, and drops the low bits. With "tf32x3" the
+# sm_120 the PTX holds no cvt.rna.tf32.f32: the tensor core gets float32 as it was loaded, and drops the low bits. With "tf32x3" the
 # same kernel does round.
-# An operand is then off by up to 2^-10 of its size, always towards zero, where rounding gives 2^-11 in either direction: the errors of a
+# An unrounded operand is off by up to 2^-10 of its size, always towards zero; rounding gives 2^-11 in either direction. So the errors of a
 # long sum no longer cancel, and a tolerance taken from a product with rounded operands is too tight.
 set -euo pipefail
 folder=$(mktemp -d)

@@ -1,4 +1,4 @@
-"""`python -m epilogue`, and the console script `epilogue`."""
+"""Entry point of `python -m epilogue` and of the console script `epilogue`."""
 
 import sys
 

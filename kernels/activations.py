@@ -1,11 +1,11 @@
-"""The catalogue: one block per activation, that is its formula, its derivative and its record.
+"""The catalogue: one block per activation, with its formula, its derivative and its record.
 
 A formula is straight-line arithmetic over the vocabulary: float literals, `+ - * /`, comparisons inside `where`, calls of primitives.
-The same code runs in NumPy, Triton and CUDA C. Derivatives have names of their own (`silu_grad`), and at a kink they take torch's side.
+The same code runs in NumPy, Triton and CUDA C. Derivatives have names of their own (`silu_grad`). At a kink they take torch's side.
 
-Where torch gives NaN for an infinite input (`silu(-inf)` is `-inf · 0`), so do these. On the CPU a layer of tensors is torch's own code;
-"ours" are the reference and the kernels. At infinities and NaN all give the same value and the same gradient but for these, and at ±1e20
-these have an intermediate that leaves float32. "or": torch's scalar code, which takes few elements, and its vector code.
+Where torch gives NaN for an infinite input (`silu(-inf)` is `-inf · 0`), these formulas do too. The table lists every exception at
+infinities and NaN, and those at ±1e20, where an intermediate leaves float32. "ours" are the reference and the kernels; a layer of CPU
+tensors runs torch's own code. "or" separates torch's scalar code, which is used for few elements, from its vector code.
 
     activation    at     torch's     ours      its gradient    ours
     hardtanh      nan    nan         nan       1 or 0          1
@@ -26,7 +26,7 @@ these have an intermediate that leaves float32. "or": torch's scalar code, which
     hardshrink    nan    nan         nan       1 or 0          1
     xielu         -inf   nan         inf       nan             -0.3
 
-Of float16 backward's kernels take an infinite z for 65504. Compiled by Inductor, torch's softshrink(nan) is 0.
+In float16 the backward kernels take an infinite z as 65504. Compiled by Inductor, torch's softshrink(nan) is 0.
 """
 
 import math
@@ -104,7 +104,7 @@ def sigmoid_(x):
 
 @derivative_of(sigmoid_)
 def sigmoid_grad(x):
-    """σ(x) σ(-x), even in x: both factors from the smaller one, which keeps its relative accuracy."""
+    """σ(x) σ(-x), which is even in x. Both factors come from the smaller one, which keeps its relative accuracy."""
     s = sigmoid(-absolute(x))
     return s * (1.0 - s)
 
@@ -267,7 +267,7 @@ def leaky_relu_grad_output(y, negative_slope):
 
 @activation(oracle=lambda F, x, slope: x.where(x > 0, slope * x), kinks=(0.0,))
 def prelu(x, slope=0.25):
-    """x for x > 0, else slope · x; slope a float, or a learnable tensor: one, or one per output channel (the last axis).
+    """x for x > 0, else slope · x. slope is a float or a learnable tensor, of one element or one per output channel (the last axis).
 
     He et al. 2015, arXiv:1502.01852; torch.nn.PReLU calls it `weight`.
     """
@@ -292,7 +292,7 @@ def elu(x, alpha=1.0):
 
 @derivative_of(elu)
 def elu_grad(x, alpha):
-    """In y it would be y + alpha, which cancels: of a rounded y near -alpha nothing is left."""
+    """1 for x > 0, else alpha · eˣ. Written in y it would be y + alpha, which cancels where a rounded y is near -alpha."""
     return where(x > 0.0, 1.0, alpha * exp(minimum(x, 0.0)))
 
 
@@ -326,19 +326,19 @@ def gelu(x):
 
 @derivative_of(gelu)
 def gelu_grad(x):
-    """Φ(x) + x φ(x), the factor 1/√2π of φ in its exponent."""
+    """Φ(x) + x φ(x), with φ's factor 1/√2π inside its exponent."""
     return normal_cdf(x) + x * exp(-0.5 * x * x - 0.9189385332046727)
 
 
 @activation(oracle=lambda F, x: F.gelu(x).clip(-10.0, 10.0), kinks=(10.0,))
 def gelu_10(x):
-    """min(gelu(x), 10), gelu clipped to [-10, 10], of which it never reaches the lower end; above 9 it is x.  arXiv:2004.09602."""
+    """min(gelu(x), 10): gelu clipped to [-10, 10], whose lower end it never reaches. Above 9 gelu is x.  arXiv:2004.09602."""
     return minimum(x * normal_cdf(x), 10.0)
 
 
 @derivative_of(gelu_10)
 def gelu_10_grad(x):
-    """gelu's up to 10. At inf it is 0, its limit, where torch's composite gives NaN."""
+    """gelu's derivative up to 10, then 0. At inf it is 0, its limit, where torch's composite gives NaN."""
     return where(x > 10.0, 0.0, normal_cdf(x) + x * exp(-0.5 * x * x - 0.9189385332046727))
 
 
@@ -351,16 +351,16 @@ def gelu_10_grad(x):
 def gelu_tanh(x):
     """x/2 · (1 + tanh u) = x · σ(2u), u = √(2/π) (x + 0.044715 x³).  Hendrycks & Gimpel 2016, arXiv:1606.08415.
 
-    The sigmoid form keeps the relative accuracy of the lower tail, which 1 + tanh cancels away.
+    The sigmoid form keeps the relative accuracy of the lower tail, which 1 + tanh would lose by cancellation.
     """
     return x * sigmoid(x * (1.5957691216057308 + 0.07135481627260025 * (x * x)))
 
 
 @derivative_of(gelu_tanh)
 def gelu_tanh_grad(x):
-    """σ(2u) + x σ(2u) σ(-2u) 2u', both σ from the smaller one.
+    """σ(2u) + x σ(2u) σ(-2u) 2u', with both σ computed from the smaller one.
 
-    x² is capped where the second term is 0 anyway: past 1e19 it would overflow to 0 · inf.
+    x² is capped where the second term is 0 anyway. Past 1e19 it would overflow and make that term 0 · inf.
     """
     v = x * (1.5957691216057308 + 0.07135481627260025 * (x * x))
     s = sigmoid(-absolute(v))
@@ -394,9 +394,9 @@ def silu_grad(x):
 
 @activation(oracle=lambda F, x, beta: x * F.sigmoid(beta * x))
 def swish(x, beta=1.0):
-    """x · σ(beta · x); beta a float, or a learnable tensor: one, or one per output channel.  Ramachandran et al. 2017, arXiv:1710.05941.
+    """x · σ(beta · x).  Ramachandran et al. 2017, arXiv:1710.05941.
 
-    With beta = 1 it is silu.
+    beta is a float or a learnable tensor, of one element or one per output channel. With beta = 1 this is silu.
     """
     return x * sigmoid(beta * x)
 
@@ -417,7 +417,7 @@ def swish_grad_beta(x, beta):
 def mish(x):
     """x · tanh(log(1 + eˣ)).  Misra 2019, arXiv:1908.08681; torch.nn.Mish.
 
-    With eˣ = m / k and max(m, k) = 1 nothing overflows. The tanh is w / (w + 2 k²), w = m (m + 2 k): nothing cancels.
+    eˣ is written as m / k with max(m, k) = 1, so nothing overflows. The tanh is w / (w + 2 k²) with w = m (m + 2 k), so nothing cancels.
     """
     e = exp(-absolute(x))
     m = where(x > 0.0, 1.0, e)
@@ -428,7 +428,7 @@ def mish(x):
 
 @derivative_of(mish)
 def mish_grad(x):
-    """t + x σ(x) (1 - t²), t = tanh(log(1 + eˣ)): with mish's m, k, w and r = 1 / (w + 2 k²) it is w r + x m (m + k) (2 k r)²."""
+    """t + x σ(x) (1 - t²) for t = tanh(log(1 + eˣ)). With mish's m, k, w and r = 1 / (w + 2 k²): w r + x m (m + k) (2 k r)²."""
     e = exp(-absolute(x))
     m = where(x > 0.0, 1.0, e)
     k = where(x > 0.0, e, 1.0)
@@ -468,13 +468,13 @@ def softplus_grad(x, beta, threshold):
 
 @derivative_of(softplus, output=lambda beta, threshold: beta > 0.0 and threshold >= 20.0)
 def softplus_grad_output(y, beta, threshold):
-    """1 - e^(-beta y): from 20 on it is 1 to within float32, on either side of the threshold."""
+    """1 - e^(-beta y). Where beta · y ≥ 20 it is 1 to within float32, on both sides of the threshold."""
     return -expm1(-beta * y)
 
 
 @activation(oracle=lambda F, x: F.softplus(x).sqrt())
 def sqrtsoftplus(x):
-    """√softplus(x), with softplus' threshold 20; below -40 it is e^(x/2).  DeepSeek's router; transformers' SqrtSoftplusActivation."""
+    """√softplus(x), with softplus's threshold of 20. Below -40 it is e^(x/2).  DeepSeek's router; transformers' SqrtSoftplusActivation."""
     h = exp(-0.5 * absolute(x))
     s = where(x > 20.0, x, maximum(x, 0.0) + log1p(h * h))
     return where(x < -40.0, h, sqrt(s))
@@ -482,7 +482,7 @@ def sqrtsoftplus(x):
 
 @derivative_of(sqrtsoftplus)
 def sqrtsoftplus_grad(x):
-    """σ(x) / (2 √softplus(x)). Where softplus underflows it is e^(x/2) / 2, where torch's composite gives NaN."""
+    """σ(x) / (2 √softplus(x)). Where softplus underflows, it is e^(x/2) / 2; torch's composite gives NaN there."""
     h = exp(-0.5 * absolute(x))
     e = h * h
     s = where(x > 20.0, x, maximum(x, 0.0) + log1p(e))
@@ -557,8 +557,8 @@ def _xielu(F, x, alpha_p, alpha_n, beta, eps):
 def xielu(x, alpha_p=0.2033823208110246, alpha_n=-1.0502256128148468, beta=0.5, eps=-1e-6):
     """a x² + beta x for x > 0, else (beta + a) (e^min(x, eps) - 1 - x) + beta x, where a = softplus(alpha_p) or softplus(alpha_n).
 
-    The latter as (beta + a) (e^min(x, eps) - 1) - a x, where nothing cancels far from 0; at -inf it is inf, where torch's composite gives
-    NaN. alpha_p and alpha_n are floats, by default those of a = 0.8 and beta + a = 0.8, or learnable tensors.  Huang & Schlag 2024,
+    The second case is computed as (beta + a) (e^min(x, eps) - 1) - a x, where nothing cancels far from 0. At -inf it is inf, where torch's
+    composite gives NaN. alpha_p and alpha_n are floats or learnable tensors; by default a = 0.8 and beta + a = 0.8.  Huang & Schlag 2024,
     arXiv:2411.13010; transformers' XIELUActivation.
     """
     p = maximum(alpha_p, 0.0) + log1p(exp(-absolute(alpha_p)))
@@ -568,7 +568,7 @@ def xielu(x, alpha_p=0.2033823208110246, alpha_n=-1.0502256128148468, beta=0.5, 
 
 @derivative_of(xielu)
 def xielu_grad(x, alpha_p, alpha_n, beta, eps):
-    """Between eps and 0 the exponential is a constant, as in torch. At -inf it is its limit, where torch's composite gives NaN."""
+    """Between eps and 0 the exponential is a constant, as in torch. At -inf the result is its limit; torch's composite gives NaN there."""
     p = maximum(alpha_p, 0.0) + log1p(exp(-absolute(alpha_p)))
     n = maximum(alpha_n, 0.0) + log1p(exp(-absolute(alpha_n)))
     e = where(x > eps, 0.0, 1.0 + expm1(minimum(x, eps)))

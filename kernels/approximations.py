@@ -1,8 +1,9 @@
-"""Some primitives in a form for results that will be rounded to 16 bits, cheap enough for a product's epilogue.
+"""Fast forms of some primitives, for results that will be rounded to 16 bits. They are cheap enough for a product's epilogue.
 
-Written as formulas are, over the primitives and three functions that a GPU approximates in one instruction each; every backend's kernels
-bind them to its own. Stated are the errors after rounding, the largest over all finite values of that type as inputs, in units of its last
-place (ulp), of which rounding alone takes a half. Results below 2⁻¹²⁶, the smallest normal number of bfloat16 and float32, may be 0.
+They are written like formulas, over the primitives and three functions that a GPU approximates in one instruction each. Every backend binds
+these names to its own functions. Each docstring states the error after rounding, in units of the last place (ulp): the largest over all
+finite inputs of that type. Rounding alone takes half a unit. Results below 2⁻¹²⁶, the smallest normal number of bfloat16 and float32, may
+be 0.
 """
 
 from collections.abc import Callable
@@ -32,7 +33,7 @@ def fast_expm1(x):
 
 
 def fast_log1p(x):
-    """ln 2 · log₂(1 + x), for |x| < 2⁻⁷ x - x²/2. 0.50 ulp of bfloat16, 0.54 ulp of float16.
+    """x - x²/2 for |x| < 2⁻⁷, else ln 2 · log₂(1 + x). 0.50 ulp of bfloat16, 0.54 ulp of float16.
 
     The factor ln 2 comes last, where it fuses with an addition that follows.
     """
@@ -43,7 +44,7 @@ def fast_log1p(x):
 def fast_reciprocal(x):
     """1 / x. 0.50 ulp of bfloat16, 0.50 ulp of float16.
 
-    As an operator, division is right up to 2¹²⁸ and takes up to seven instructions more.
+    The division operator is right for denominators up to 2¹²⁸, and takes up to seven instructions more.
     """
     return reciprocal_approx(x)
 
@@ -56,15 +57,15 @@ def fast_sigmoid(x):
 def fast_tanh(x):
     """x - x³/3 for |x| < 1/16, else 1 - 2 / (1 + e²ˣ). 0.50 ulp of bfloat16, 0.50 ulp of float16.
 
-    Its absolute error, 3e-7, is what tanhshrink needs; tanh.approx would be one instruction with a relative error of 2⁻¹¹.
+    tanhshrink needs its absolute error of 3e-7. tanh.approx would be one instruction, but its relative error is 2⁻¹¹.
     """
     tail = 1.0 - 2.0 * reciprocal_approx(1.0 + exp2_approx(x * 2.8853900817779268))
     return where(absolute(x) < 0.0625, x * (1.0 - 0.3333333333333333 * (x * x)), tail)
 
 
-# Φ(-|x|) = 2^G(|x|), Φ(x) = 1 - Φ(-x). G is the polynomial with the smallest largest relative error of 2^G (Remez's exchange, or linear
-# programming over a grid). As 1 / (1 + 2^(x P(|x|))) the same degree is ten times less accurate and has a reciprocal more.
-# The leading coefficients are negative, so that 2^G is 0 beyond the fit without a clamp.
+# Φ(-|x|) = 2^G(|x|), Φ(x) = 1 - Φ(-x). G is the polynomial that minimises the largest relative error of 2^G (Remez's exchange, or linear
+# programming over a grid). The form 1 / (1 + 2^(x P(|x|))) of the same degree is ten times less accurate and needs a reciprocal more.
+# The leading coefficients are negative, so 2^G is 0 beyond the fit without a clamp.
 
 
 def bfloat16_normal_cdf(x):
@@ -91,4 +92,4 @@ FAST: dict[str, dict[str, Callable]] = {
     "bfloat16": {**_FAST, "normal_cdf": bfloat16_normal_cdf},
     "float16": {**_FAST, "normal_cdf": float16_normal_cdf},
 }
-"""Dtype of the result -> the primitives that have such a form."""
+"""Dtype of the result -> its fast primitives by name."""

@@ -1,6 +1,7 @@
 """Which backend serves torch tensors on a GPU: what the user chose, else the first of Triton and CuPy that can."""
 
 import contextlib
+import functools
 import importlib
 import os
 import sys
@@ -22,15 +23,18 @@ class Backend(NamedTuple):
     """The module of linear_fwd, linear_dact, act_fwd, act_bwd and dropout_mask; to be asked where nothing is missing."""
 
 
+_backends: dict[str, Backend] = {}
+
+
 def kernels(name: str) -> Backend:
     """The backend "triton" or "cupy", of which as little is imported as the question needs."""
-    if name == "cupy":
-        from .cupy import tensors
-
-        return Backend(tensors.missing, tensors.refusal, lambda: tensors)
-    from . import triton
-
-    return Backend(triton.missing, triton.refusal, lambda: importlib.import_module(f"{triton.__name__}.launchers"))
+    if name not in _backends:
+        module = importlib.import_module(".cupy.tensors" if name == "cupy" else ".triton", __package__)
+        launchers = functools.cache(
+            lambda: module if name == "cupy" else importlib.import_module(".launchers", module.__name__)
+        )
+        _backends[name] = Backend(module.missing, module.refusal, launchers)
+    return _backends[name]
 
 
 def _named(name: str, where: str) -> str:
@@ -70,7 +74,7 @@ def backend(name: str) -> Iterator[None]:
     all.
     """
     global _in_trace
-    _require(_named(name, "epilogue.backend: the name"), "epilogue.backend")
+    _raise_if_missing(_named(name, "epilogue.backend: the name"), "epilogue.backend")
     torch = sys.modules.get("torch")
     if torch is not None and torch.compiler.is_dynamo_compiling():
         before, _in_trace = _in_trace, name
@@ -86,7 +90,7 @@ def backend(name: str) -> Iterator[None]:
             _in_context.reset(token)
 
 
-def _require(name: str, where: str) -> None:
+def _raise_if_missing(name: str, where: str) -> None:
     """RuntimeError where the kernels of that backend cannot run at all."""
     missing = None if name == "eager" else kernels(name).missing()
     if missing:
@@ -113,7 +117,7 @@ def serving(x: Any, weight: Any) -> tuple[str, str]:
     if refusal is None:
         return first, because
     if choice and x.device.type == "cuda":
-        _require(first, "EPILOGUE_BACKEND")
+        _raise_if_missing(first, "EPILOGUE_BACKEND")
     if choice or x.device.type != "cuda":
         return "eager", refusal
     from .operands import tensor_refusal

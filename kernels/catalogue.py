@@ -1,4 +1,4 @@
-"""What an activation is, and the catalogue of them by name."""
+"""The record of an activation, and the catalogue of all activations by name."""
 
 import difflib
 import inspect
@@ -10,14 +10,14 @@ from typing import Any, Literal
 Formula = Callable[..., Any]
 
 Keep = Literal["nothing", "input", "output", "sign"]
-"""What forward keeps for backward: nothing beside the arguments; the pre-activation z; the activation's result; one bit of each element
-of it, whether it is positive."""
+"""The tensor that forward keeps for backward beside its arguments: none; the pre-activation z; the activation's result; one bit for each
+element of that result, whether it is positive."""
 
 ACTIVATIONS: dict[str, "Activation"] = {}
 """name -> Activation: the one catalogue. `@activation` and `@pair` add to it."""
 
 CUBLASLT = {"relu": "RELU", "gelu_tanh": "GELU"}
-"""The activations that cuBLASLt has in a product's epilogue, and what it calls them."""
+"""The activations that cuBLASLt has as a product's epilogue -> its names for them."""
 
 # Every spelling of an activation and of its gated variant, and the keywords by which torch chooses between two of them:
 # ("gelu", "approximate", "tanh") -> "gelu_tanh".
@@ -29,11 +29,11 @@ _TAKEN = frozenset({
     "gate", "up", "down", "dropout_p", "dropout", "training", "recompute", "in_features", "hidden_features", "out_features", "device",
     "dtype",
 })  # fmt: skip
-"""Names that a parameter cannot have, since the operations' and modules' own arguments have them."""
+"""Names that a parameter cannot have, because the operations and modules have arguments of these names."""
 
 
 class _Derivatives(dict[str, Formula]):
-    """By operand or parameter; asking for one that is not there says how to add it."""
+    """Derivatives by operand or parameter. Asking for a missing one raises an error that says how to add it."""
 
     def __missing__(self, wrt: str) -> Formula:
         raise ValueError(
@@ -43,7 +43,7 @@ class _Derivatives(dict[str, Formula]):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Activation:
-    """One activation function: its formula, its derivatives and what a backend must know of them.
+    """One activation function: its formula, its derivatives and what a backend must know about them.
 
     `value(x, *params)` for an elementwise activation (arity 1), `value(a, b, *params)` for a pair (arity 2). Formulas compute
     with NumPy as they stand; `epilogue.vocabulary.bind` moves them to another backend. `params` maps each parameter to its default
@@ -63,7 +63,7 @@ class Activation:
     derivatives: dict[str, Formula] = field(default_factory=_Derivatives)
     from_output: list[tuple[Formula, Callable[..., bool], bool, bool]] = field(default_factory=list)
     gated: "Activation" = field(init=False)
-    """The gated variant a, b -> value(a) · b of an elementwise activation; a pair is its own."""
+    """The gated variant a, b -> value(a) · b of an elementwise activation. A pair is its own gated variant."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "gated", self if self.arity == 2 else self._gated_variant())
@@ -84,7 +84,7 @@ class Activation:
         return variant
 
     def add_derivative(self, wrt: str, formula: Formula) -> None:
-        """The derivative with respect to an operand or parameter; the gated variant's follows by the product rule."""
+        """Add the derivative with respect to an operand or parameter, and the gated variant's by the product rule."""
         if wrt not in (*self.operands, *self.params):
             expected = ", ".join((*self.operands, *self.params))
             raise ValueError(f"{self.name} has no operand or parameter {wrt!r} to derive by; it has: {expected}")
@@ -108,11 +108,11 @@ class Activation:
         return tuple(name for name in self.params if name in self.derivatives)
 
     def output_derivative(self, values: tuple) -> Formula | None:
-        """The derivative written in y = value(x), where it holds for these parameters: then y is all that backward needs."""
+        """The derivative written in y = value(x), or None where none holds for these parameters. With it, backward needs y alone."""
         return self._from_output(values)[0]
 
     def sign_suffices(self, values: tuple) -> bool:
-        """Whether the output derivative needs no more of y than whether it is positive: one bit."""
+        """True if the output derivative needs only one bit of y: whether it is positive."""
         return self._from_output(values)[1]
 
     def _from_output(self, values: tuple) -> tuple[Formula | None, bool, bool]:
@@ -123,29 +123,29 @@ class Activation:
         return None, False, False
 
     def saves(self, values: tuple) -> Keep:
-        """What backward needs: "output" (y) or "input" (the pre-activation z)."""
+        """The tensor that backward needs: "output" (y) or "input" (the pre-activation z)."""
         return "output" if self.output_derivative(values) else "input"
 
     def layer_saves(self, values: tuple) -> Keep:
-        """What backward of a single layer keeps, whose y the caller holds and may write to: "output" where torch's own keeps y as well
-        (and raises then), "sign" where one bit of y does, else "input".
+        """The tensor that a single layer keeps for backward. The caller holds its y and may write to it, so this is "output" only where
+        torch's own layer keeps y too (and then raises an error), "sign" where one bit of y is enough, else "input".
         """
         _, sign, torchs = self._from_output(values)
         return "output" if torchs else "sign" if sign else "input"
 
 
-def formulas(act: Activation, values: tuple, kept: Keep) -> dict[str, Formula | None]:
-    """What a backward kernel computes with, written in what was kept: z ("input"), or y ("output", "sign").
+def formulas(act: Activation, values: tuple, keep: Keep) -> dict[str, Formula | None]:
+    """The formulas of a backward kernel, written in the tensor that was kept: z ("input") or y ("output", "sign").
 
-    value: of the elementwise activation or pair; grad: by its first operand; grad_up: by a pair's second; grad_param: by the parameter that
-    is an array in `values`. None where absent.
+    value: the elementwise activation or pair itself. grad: its derivative by the first operand; grad_up: by a pair's second operand;
+    grad_param: by the parameter that is an array in `values`. None where absent.
     """
     base = act.gate or act
     grad: Formula | None
     if base.arity == 2:
         grad, grad_up = base.derivatives["a"], base.derivatives["b"]
     else:
-        grad, grad_up = base.derivatives["x"] if kept == "input" else base.output_derivative(values), None
+        grad, grad_up = base.derivatives["x"] if keep == "input" else base.output_derivative(values), None
     learned = next((name for name, v in zip(base.params, values, strict=True) if not isinstance(v, float)), "")
     return {"value": base.value, "grad": grad, "grad_up": grad_up, "grad_param": base.derivatives.get(learned)}
 
@@ -172,7 +172,7 @@ def _register(formula: Formula, arity: int, aliases: tuple[str, ...], gated_name
     for param in entry.params:
         if param in _TAKEN:
             raise ValueError(
-                f"a parameter of {name} cannot be called {param!r}, the operations have that argument already"
+                f"a parameter of {name} cannot be called {param!r}: the operations already have that argument"
             )
     spellings = {**dict.fromkeys((name, *aliases), entry), **({gated_name: entry.gated} if arity == 1 else {})}
     stale = _replaced(ACTIVATIONS.get(name), formula)
@@ -189,9 +189,9 @@ def _register(formula: Formula, arity: int, aliases: tuple[str, ...], gated_name
 
 
 def _replaced(entry: Activation | None, formula: Formula) -> set[str]:
-    """The spellings of an entry that `formula` replaces: one defined in the same place, as by a notebook's cell that runs again.
+    """The spellings of `entry` if `formula` replaces it: if both are defined in the same place, as when a notebook's cell runs again.
 
-    Not by a function that makes activations, of which each is another.
+    A function that makes activations makes another one at each call, so these do not replace each other.
     """
     place = (formula.__module__, formula.__qualname__)
     if entry is None or "<locals>" in place[1] or place != (entry.value.__module__, entry.value.__qualname__):
@@ -208,11 +208,11 @@ def activation(
     requires: tuple[Callable[..., bool], str] | None = None,
     variant_of: tuple[str, str, Any] | None = None,
 ) -> Callable[[Formula], Activation]:
-    """Decorator: the function is the formula of an elementwise activation, `f(x, param=default, …)`.
+    """Decorator that registers a function as the formula of an elementwise activation, `f(x, param=default, …)`.
 
     oracle: torch's own version, `oracle(F, x, *params)` with F = torch.nn.functional; it serves as the eager operation and as the
-    test's independent truth. gated: the name of the gated variant, where it has one. kinks: where the derivative jumps, as a tuple
-    or a function of the parameters. requires: a predicate of numeric parameters and its statement in words.
+    test's independent truth. gated: the name of the gated variant, by default "gated_" before the activation's own. kinks: where the
+    derivative jumps, as a tuple or a function of the parameters. requires: a predicate of numeric parameters and its statement in words.
     variant_of: ("gelu", "approximate", "tanh") makes `gelu` with that keyword mean this entry.
     """
 
@@ -227,14 +227,14 @@ def activation(
 
 
 def pair(*, oracle: Callable[..., Any], aliases: tuple[str, ...] = (), kinks=()) -> Callable[[Formula], Activation]:
-    """Decorator: the function is the formula of a pair, `f(a, b, param=default, …)`, for `glu` and `gated_mlp`."""
+    """Decorator that registers a function as the formula of a pair, `f(a, b, param=default, …)`, for `glu` and `gated_mlp`."""
     return lambda formula: _register(formula, 2, aliases, oracle=oracle, kinks=kinks)
 
 
 def exact_in_half(value: float) -> bool:
-    """Whether float16 and bfloat16 both hold this number: where a result saturates at it, the rounded result still shows that.
+    """True if float16 and bfloat16 both hold this number. A result that saturates at it then still shows that after rounding.
 
-    Of float16's exponents and bfloat16's 8 significant bits; in plain Python, which a compiler traces.
+    Such a number has one of float16's exponents and bfloat16's 8 significant bits. Plain Python, which a compiler can trace.
     """
     mantissa, _ = math.frexp(value)
     return (256.0 * mantissa).is_integer() and (2.0**24 * value).is_integer() and abs(value) < 65536.0
@@ -244,12 +244,12 @@ def derivative_of(
     entry: Activation, wrt: str | None = None, *, output: bool | Callable[..., bool] = False, sign: bool = False,
     torchs: bool = False,
 ) -> Callable[[Formula], Formula]:  # fmt: skip
-    """Decorator: the function is the derivative of `entry`.
+    """Decorator that registers a function as a derivative of `entry`.
 
-    wrt: the operand or parameter (default: the only operand); a parameter with a derivative is learnable. output: the formula is
-    written in y, not x; True, or a predicate of the parameters that says when y determines the derivative, rounded to 16 bits too. sign:
-    and it needs no more of y than whether y > 0, so that 1.0 and 0.0 may stand for y (and 0.0 for NaN). torchs: torch's own backward is
-    written in y as well, so that who writes to a layer's y is used to an error.
+    wrt: the operand or parameter (default: the only operand); a parameter with a derivative is learnable. output: True if the formula is
+    written in y, not x, or a predicate of the parameters that says when y determines the derivative, also after rounding to 16 bits.
+    sign: the formula only needs to know whether y > 0, so 1.0 and 0.0 may stand for y (and 0.0 for NaN). torchs: torch's own backward
+    is written in y too, so users expect an error when they write to a layer's y.
     """
 
     def register(formula: Formula) -> Formula:
@@ -263,9 +263,9 @@ def derivative_of(
 
 
 def resolve_name(name: str) -> Activation:
-    """The activation of that name or alias, or a gated variant ("swiglu"); case, `_` and `-` do not matter.
+    """The activation or gated variant ("swiglu") of that name or alias. Case, `_` and `-` do not matter.
 
-    ValueError lists the known ones.
+    For an unknown name, ValueError lists the known ones.
     """
     if name in ACTIVATIONS:
         return ACTIVATIONS[name]

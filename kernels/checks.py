@@ -1,4 +1,4 @@
-"""What a user may give, said once: arrays of one kind, dtype and device, in shapes that fit. Everything below relies on it.
+"""Checks of the user's arguments, made once: arrays of one kind, dtype and device, in shapes that fit. All code below relies on them.
 
 ValueError and TypeError say what was given, what was expected and what to do about it.
 """
@@ -19,7 +19,7 @@ def is_torch(x: Any) -> bool:
 
 
 def is_recorded(x: Any) -> bool:
-    """Whether x stands for a tensor in a trace by torch.fx, which has torch's functions called with its own objects."""
+    """True if x is torch.fx's stand-in for a tensor: in a trace, functions are called with such objects."""
     return type(x).__name__.endswith("Proxy") and hasattr(x, "__torch_function__")
 
 
@@ -29,12 +29,12 @@ def is_cupy(x: Any) -> bool:
 
 
 def _shape(array) -> list[Any]:
-    """Of a nested tensor, whose sizes differ, the axes that have one."""
+    """The array's shape; "*" for an axis of a nested tensor that has no single size."""
     return [_size(array, axis) for axis in range(array.ndim)] if _nested(array) else list(array.shape)
 
 
 def _features(x) -> Any:
-    """The size of x's last axis, None where there is none."""
+    """The size of x's last axis, or None where x has no axes."""
     return None if not x.ndim else _size(x, -1) if _nested(x) else x.shape[-1]
 
 
@@ -50,7 +50,7 @@ def _size(nested, axis: int) -> Any:
 
 
 def check_layer(op: str, x, weight_name: str, weight, bias_name: str, bias) -> None:
-    """x [..., K], weight [N, K], bias [N] or None: one kind of array, one dtype, one device."""
+    """Check that x is [..., K], weight [N, K], and bias [N] or None, all of one kind, dtype and device."""
     if fit(x, weight, bias):
         return
     _check_arrays(op, x, weight_name, weight, bias_name, bias)
@@ -72,9 +72,9 @@ def check_layer(op: str, x, weight_name: str, weight, bias_name: str, bias) -> N
 
 
 def fit(x, weight, bias, hidden: int | None = None) -> bool:
-    """Whether these are tensors without a fault: the cheap test in front of the checks, whose cost a 4x8 call would feel.
+    """True if these are tensors without a fault. This cheap test comes before the full checks, which would slow a 4x8 call down.
 
-    hidden: the number of features that the weight multiplies, where they are not those of x.
+    hidden: the number of features that the weight multiplies, where it is not that of x.
     """
     try:
         dtype, device, (features, k) = x.dtype, x.device, weight.shape
@@ -87,7 +87,7 @@ def fit(x, weight, bias, hidden: int | None = None) -> bool:
             and (bias is None or (bias.dtype is dtype and bias.device == device and bias.shape == (features,)))
         )
     except (AttributeError, IndexError, ValueError, RuntimeError):
-        return False  # not tensors, or not of these axes: the checks say what they should be
+        return False  # not tensors, or not of these axes: the full checks say what is wrong
 
 
 def _check_arrays(op: str, x, weight_name: str, weight, bias_name: str, bias) -> None:
@@ -119,7 +119,7 @@ def _check_arrays(op: str, x, weight_name: str, weight, bias_name: str, bias) ->
 
 
 def _kind(x) -> str | None:
-    """What an array is called, None where it is none of those that are taken."""
+    """The name of an array's type, or None where it is not supported."""
     if is_torch(x):
         return "torch.Tensor"
     if is_cupy(x):
@@ -128,17 +128,17 @@ def _kind(x) -> str | None:
 
 
 def _check_class(what: str, array) -> None:
-    """TypeError for a subclass of numpy.ndarray but memmap: its arithmetic may be another, as np.matrix's, or be lost, as a mask."""
+    """Raise TypeError for a subclass of numpy.ndarray other than memmap: its arithmetic may differ (np.matrix) or lose data (a mask)."""
     if _kind(array) == "numpy.ndarray" and type(array) not in (np.ndarray, np.memmap):
         remedy = "its filled(…)" if isinstance(array, np.ma.MaskedArray) else "numpy.asarray(…)"
         raise TypeError(
-            f"{what} must be a numpy.ndarray itself, got its subclass {type(array).__name__}, whose arithmetic is another; "
+            f"{what} must be a numpy.ndarray itself, got its subclass {type(array).__name__}, whose arithmetic differs; "
             f"convert it with {remedy}"
         )
 
 
 def _apart(array, x) -> bool:
-    """Whether two arrays of one kind are on different devices."""
+    """True if two arrays of one kind are on different devices."""
     return (is_torch(x) or is_cupy(x)) and array.device != x.device
 
 
@@ -154,20 +154,20 @@ def _autocast(x) -> bool:
 
 
 def check_gated(op: str, x, gate_weight, up_weight, gate_bias, up_bias) -> int:
-    """The number of hidden features H of a gated MLP, whose gate and up are [H, K] each, or packed in gate and up None."""
+    """Check a gated MLP's gate and up, [H, K] each or packed as gate [2H, K] with up None, and return its hidden features H."""
     if up_weight is not None:
         return check_glu(op, x, (gate_weight, up_weight), (gate_bias, up_bias))
     if isinstance(gate_weight, (tuple, list)):
-        raise ValueError(f"{op}: a pair goes in as gate_weight and up_weight; without up_weight gate_weight is packed")
+        raise ValueError(f"{op}: a pair goes in as gate_weight and up_weight; gate_weight alone is packed")
     if up_bias is not None:
         raise ValueError(
-            f"{op}: without up_weight gate_weight is packed [2H, K], and so is gate_bias [2H]; leave out up_bias"
+            f"{op}: without up_weight, gate_weight is packed [2H, K], and so is gate_bias [2H]; leave out up_bias"
         )
     return check_glu(op, x, gate_weight, gate_bias, "gate_weight", "gate_bias")
 
 
 def check_glu(op: str, x, weight, bias, weight_name: str = "weight", bias_name: str = "bias") -> int:
-    """The number of output features F of a gated layer, whose weight is (gate, up) or packed."""
+    """Check a gated layer, whose weight is (gate, up) or packed, and return its output features F."""
     paired = isinstance(weight, (tuple, list))
     if paired != isinstance(bias, (tuple, list)) and bias is not None:
         want, got = ("a pair (gate, up)", "one array") if paired else ("one array [2F]", "a pair")
@@ -181,7 +181,7 @@ def check_glu(op: str, x, weight, bias, weight_name: str = "weight", bias_name: 
         return weight.shape[0] // 2
     biases = (None, None) if bias is None else bias
     if len(weight) != 2 or len(biases) != 2:
-        raise ValueError(f"{op}: weight and bias are pairs (gate, up); got {len(weight)} and {len(biases)} items")
+        raise ValueError(f"{op}: weight and bias must be pairs (gate, up); got {len(weight)} and {len(biases)} items")
     check_layer(op, x, "gate_weight", weight[0], "gate_bias", biases[0])
     check_layer(op, x, "up_weight", weight[1], "up_bias", biases[1])
     if weight[0].shape != weight[1].shape:
@@ -202,7 +202,7 @@ def check_down(op: str, x, features: int, weight, bias) -> None:
 
 
 def check_values(op: str, x, act: Activation, values: tuple, features: int) -> None:
-    """Learnable arrays: of x's kind, floating, on its device, one element or one per output channel."""
+    """Check learnable arrays: of x's kind, floating, on its device, with one element or one per output channel."""
     for name, value in zip(act.params, values, strict=True):
         if isinstance(value, float):
             continue
@@ -240,7 +240,7 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def check_dropout(op: str, x, p: float, training: bool) -> None:
-    """A probability; and where it drops something, torch tensors, whose backward remembers what was dropped."""
+    """Check that p is a probability and, where it drops something, that x is a torch tensor: its backward knows what was dropped."""
     check_probability(f"{op}: dropout_p", p)
     if training and p and not is_torch(x):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Every operation in plain differentiable torch operations: what CPU tensors, float64 and all that a kernel refuses run on.
+"""Every operation in plain differentiable torch operations: for CPU tensors, float64 and everything that a kernel refuses.
 
 The activation is torch's own function, so gradients of every order, functorch, tensor subclasses and compilers see ordinary torch code.
 Results have the dtype of the product: under autocast that is autocast's, as for nn.Linear.
@@ -22,15 +22,15 @@ VOCABULARY: dict[str, Any] = {
     "maximum": lambda a, b: torch.maximum(torch.as_tensor(a), torch.as_tensor(b)),
     "minimum": lambda a, b: torch.minimum(torch.as_tensor(a), torch.as_tensor(b)),
     "normal_cdf": torch.special.ndtr,
-    "__builtins__": builtins,  # torch imports on the way, in the frame that calls it
+    "__builtins__": builtins,  # torch imports modules as it runs, in its caller's frame
 }
 """The primitives of formulas, on torch tensors."""
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether the tensor is its memory and nothing more: no DTensor, no quantised weight.
+    """True if the tensor is its memory and nothing more: no DTensor, no quantised weight.
 
-    A tracer's stand-ins count as what they stand for.
+    A tracer's stand-in counts as the tensor that it stands for.
     """
     return type(tensor) in (Tensor, torch.nn.Parameter) or (
         torch.compiler.is_compiling() and not is_traceable_wrapper_subclass(tensor)
@@ -54,7 +54,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, act: Activation, valu
 
 def glu(x: Tensor, weight, bias, act: Activation, values: tuple) -> Tensor:
     """act(x Gᵀ + bg) ⊙ (x Uᵀ + bu): weight packed [2F, K] or a pair of [F, K], bias the same way -> [..., F]."""
-    if isinstance(weight, Tensor) and x.is_nested:  # whose halves no operation takes
+    if isinstance(weight, Tensor) and x.is_nested:  # torch cannot halve a nested result
         weight, bias = weight.chunk(2), None if bias is None else bias.chunk(2)
     if isinstance(weight, Tensor):
         gate, up = F.linear(x, weight, bias).chunk(2, -1)
@@ -90,8 +90,8 @@ def gated_mlp(
 
 
 def recomputed(block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """block(x), of which x alone is kept for backward. torch.func's transforms and nested tensors have no room for
-    checkpoints: there all is kept."""
+    """block(x), keeping x alone for backward. torch.func's transforms and nested tensors do not allow checkpoints:
+    there everything is kept."""
     transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
     if not torch.is_grad_enabled() or transformed or x.is_nested:
         return block(x)

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 OPS = ("linear", "glu", "mlp", "gated_mlp")
 GATED = ("glu", "gated_mlp")
 ONE_WAY = {"cupy": "cuBLAS and pointwise CuPy kernels, or cuBLASLt's own epilogues", "eager": "plain torch operations"}
-"""What a call runs on the backends that choose nothing."""
+"""Backend without a choice of kernels -> what a call runs there."""
 
 
 class Step(NamedTuple):
-    """One product of a call: the ways to compute it with its epilogue, the one that is taken first."""
+    """One product of a call, and the ways to compute it with its epilogue. The first one is taken."""
 
     name: str
     problem: "Problem"
@@ -33,7 +33,7 @@ class Step(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """What `explain` found; as text, a line per way to compute each product. The Triton backend alone has a choice, and so steps."""
+    """The result of `explain`; as text, one line per way to compute each product. Only the Triton backend has a choice, and so steps."""
 
     call: str
     gpu: str
@@ -58,18 +58,20 @@ def explain(
     op: str, m: int, k: int, n: int, *, activation: Any = None, dtype: Any = "bfloat16", training: bool = False,
     dropout: bool = False, frozen: Collection[str] = (), gpu: str | None = None, **params: Any,
 ) -> Explanation:  # fmt: skip
-    """Which kernels `epilogue.linear`, `glu`, `mlp` or `gated_mlp` (op) run on a GPU for x [m, k], and how long each way would take.
+    """Explain which kernels `epilogue.linear`, `glu`, `mlp` or `gated_mlp` (op) run on a GPU for x [m, k], and how long each way takes.
 
-    n: output features; of an MLP the hidden ones, its output has k. activation and its parameters: as the operation takes them.
-    dtype: float16, bfloat16 or float32, a name or a torch.dtype; float32 products follow torch's TF32 setting. training: what backward
-    needs is kept and, of an MLP, backward's product shown too; dropout: an MLP drops hidden units; frozen: the names of the operation's
-    arguments that need no gradient, such as ["x", "down_weight"]. gpu: "A100", "H100", "H200" or "B200" by their data sheets; by default
-    the one that is here. Operands are taken to be aligned to 16 bytes where their sizes allow it, and a layer to have a bias.
+    n: the number of output features; for an MLP that of hidden features, and its output has k. activation and its parameters: as the
+    operation takes them. dtype: float16, bfloat16 or float32, a name or a torch.dtype; float32 products follow torch's TF32 setting.
+    training: forward keeps what backward needs and, for an MLP, backward's product is shown too. dropout: an MLP drops hidden units.
+    frozen: the names of the operation's arguments that need no gradient, such as ["x", "down_weight"]. gpu: "A100", "H100", "H200" or
+    "B200" by their data sheets; by default this machine's. Operands are assumed to be aligned to 16 bytes where their sizes allow it, and
+    a layer to have a bias.
 
-    The products that are cuBLAS's in any case (dx, dW, down) are not shown. Times are microseconds, measured where `epilogue tune` was at
-    work on this machine, else predicted by a model of the chip. Where such a call runs the CuPy kernels or plain torch operations, by
-    `epilogue.backend`, EPILOGUE_BACKEND or for want of Triton or a newer GPU, there are no steps but the reason. ValueError for what no
-    kernel serves, RuntimeError where the backend that the environment chose cannot run.
+    Products that always run on cuBLAS (dx, dW, down) are not shown. Times are in microseconds: measured where `epilogue tune` has run on
+    this machine, else predicted by a model of the chip. A call may run the CuPy kernels or plain torch operations instead, chosen by
+    `epilogue.backend` or EPILOGUE_BACKEND or because Triton or a newer GPU is missing. Then there are no steps, only the reason.
+
+    ValueError where no kernel serves the call; RuntimeError where the backend that the environment chose cannot run.
 
     >>> print(explain("linear", 8192, 4096, 14336, activation="gelu", gpu="H200"))
     """
@@ -96,8 +98,8 @@ def explain(
     backend, because = _backend(gpu, dtype)
     if backend != "eager" and (refusal := activation_refusal(act, values, op in GATED)):
         backend, because = "eager", refusal
-    sizes = f"{m} x {k} -> {n}" + f" -> {k}" * op.endswith("mlp")
-    how = ("training" if training else "inference") + ", dropout" * dropout
+    sizes = f"{m} x {k} -> {n} -> {k}" if op.endswith("mlp") else f"{m} x {k} -> {n}"
+    how = ("training" if training else "inference") + (", dropout" if dropout else "")
     call = f"{op}, {sizes}, {act.name}, {str(dtype).removeprefix('torch.')}, {how}"
     if backend != "triton":
         name = chips.CHIPS[gpu].name if gpu else torch.cuda.get_device_name()
@@ -109,7 +111,7 @@ def explain(
 
 
 def activation_of(op: str, activation: Any, params: dict[str, Any]) -> tuple[Activation, tuple]:
-    """The activation that a call of `op` means, None being the operation's own default, and its parameters' values."""
+    """(the activation that a call of `op` uses, its parameters' values). None means the operation's own default."""
     gated = op in GATED
     return resolve_call(op, activation or ("silu" if gated else "gelu"), params, gated)
 
@@ -118,7 +120,7 @@ def problems(
     op: str, m: int, k: int, n: int, act: Activation, values: tuple, dtype: "torch.dtype", chip: "Machine",
     training: bool = False, dropout: bool = False, frozen: Collection[str] = (),
 ) -> "dict[str, Problem]":  # fmt: skip
-    """The products of a call that the dispatcher decides on: forward, and an MLP's backward. Arguments as of `explain`."""
+    """The products of a call that the dispatcher decides on: forward, and an MLP's backward. Arguments as for `explain`."""
     from .triton.chips import precision
     from .triton.problem import backward_problem, forward_problem
 
@@ -137,7 +139,7 @@ def problems(
 
 
 def _differentiable(op: str, act: Activation, values: tuple) -> list[str]:
-    """The arguments of a call that may get a gradient: its arrays, those among the activation's parameters too."""
+    """The names of the arguments that may get a gradient: the arrays, also those among the activation's parameters."""
     from . import functional
 
     arrays = itertools.takewhile(
@@ -157,7 +159,7 @@ def describe(choice: "Choice") -> str:
 
 
 def _backend(gpu: str | None, dtype: "torch.dtype") -> tuple[str, str]:
-    """(the backend of tensors of that dtype, why that one). Of a GPU that is not here: what was chosen, or Triton."""
+    """(the backend of tensors of that dtype, the reason for it). For a GPU that is not here: the chosen backend, or Triton."""
     import torch
 
     from .triton import chips

@@ -1,7 +1,7 @@
-"""The public operations: what the user gave is checked here, once (the checks are in checks.py), and a backend is picked.
+"""The public operations. They check the user's arguments, once (checks.py), and pick a backend.
 
-NumPy arrays run the reference, CuPy arrays the CuPy kernels; torch tensors the kernels that serve them (backends.py) and plain torch
-operations where none does. Below this file an `Activation` travels, never a string.
+NumPy arrays run the reference, and CuPy arrays the CuPy kernels. Torch tensors run the kernels that serve them (backends.py), or plain
+torch operations where none does. Below this file an activation is passed as an `Activation`, never as a string.
 """
 
 import sys
@@ -32,18 +32,18 @@ from .reference import GatedMLPGrads, LinearGrads, MLPGrads
 def linear(x, weight, bias=None, activation: Any = "gelu", **params):
     """act(x Wᵀ + b), with the activation in the product's epilogue.
 
-    x [..., K], weight [N, K] (nn.Linear's layout), bias [N] or None -> [..., N], in the dtype of x (autocast's, where that is on).
-    All of one dtype, float16, bfloat16, float32 or float64, and on one device; torch tensors, NumPy or CuPy arrays. Products accumulate in
-    float32 at least; the fused kernels and the reference apply bias and activation before the one rounding, where cuBLAS is faster
-    (`epilogue.explain`) z is rounded first, as in torch's own layers.
+    x [..., K], weight [N, K] (nn.Linear's layout), bias [N] or None -> [..., N], in the dtype of x (or of autocast, where it is on).
+    All are torch tensors, NumPy or CuPy arrays, of one dtype (float16, bfloat16, float32 or float64) and on one device. Products accumulate
+    in float32 at least. The fused kernels and the reference apply bias and activation before the only rounding. Where cuBLAS is faster
+    (`epilogue.explain`), z is rounded first, as in torch's own layers.
 
-    Backward keeps x and the pre-activation z; in place of z y where torch's own layer keeps it (relu, sigmoid, tanh), or one bit of it
-    (leaky_relu). Where y is a number that float16 holds and z is not, z counts as float16's largest in backward.
+    Backward keeps x and the pre-activation z. In place of z it keeps y where torch's own layer does (relu, sigmoid, tanh), or one bit of y
+    (leaky_relu). Where float16 holds y but not z, backward takes z as float16's largest number.
 
-    activation: whatever `epilogue.resolve` takes; its parameters are keywords with torch's names and defaults (`negative_slope=0.01`).
-    prelu's slope and swish's beta may be tensors, one element or one per output channel, and get their gradient.
+    activation: anything that `epilogue.resolve` takes. Its parameters are keywords with torch's names and defaults (`negative_slope=0.01`).
+    prelu's slope and swish's beta may be tensors, of one element or one per output channel, and then get a gradient.
 
-    ValueError for an unknown activation or shapes that do not fit, TypeError for dtypes, devices or kinds of arrays that do not.
+    ValueError for an unknown activation or shapes that do not fit; TypeError for dtypes, devices or kinds of arrays that do not.
 
     >>> linear(torch.randn(8, 64), torch.randn(128, 64), activation="leaky_relu", negative_slope=0.2).shape
     torch.Size([8, 128])
@@ -61,8 +61,8 @@ def linear(x, weight, bias=None, activation: Any = "gelu", **params):
 def glu(x, weight, bias=None, activation: Any = "silu", **params):
     """act(x Gᵀ + bg) ⊙ (x Uᵀ + bu), or act(x Gᵀ + bg, x Uᵀ + bu) for a pair such as maxout; one pass over x.
 
-    x [..., K]; weight the pair (gate, up), each [F, K], or packed [2F, K] with the gate half first; bias the same way, [F] each or [2F]
-    -> [..., F]. No weight is copied or repacked. activation: an elementwise one (its gated variant is meant), a pair, or a gated
+    x [..., K] -> [..., F]. weight is a pair (gate, up), each [F, K], or packed [2F, K], gate half first. bias has the same form, [F] each
+    or [2F]. No weight is copied or repacked. activation: an elementwise one (its gated variant is used), a pair, or a gated
     variant by name: glu, reglu, geglu, geglu_tanh, swiglu.  Dauphin et al. 2016, arXiv:1612.08083; Shazeer 2020, arXiv:2002.05202.
 
     Dtypes, devices, parameters and errors as for `linear`.
@@ -82,12 +82,12 @@ def mlp(
     """dropout(act(x W₁ᵀ + b₁)) W₂ᵀ + b₂: the transformer's MLP.
 
     x [..., K], up_weight [H, K], down_weight [N, H], up_bias [H], down_bias [N] -> [..., N]. dropout_p: the share of hidden units that
-    training drops, scaling the others by 1/(1-p); without `training` nothing is dropped.
+    training drops; the others are scaled by 1/(1-p). Without `training` nothing is dropped.
 
-    The kernels keep x and the pre-activation z for backward, or h = act(z) in place of z where it determines the derivative (relu, tanh,
-    …; with dropout relu and leaky_relu alone): h is computed again in the epilogue of backward's product, and a dropout's mask is drawn
-    again from its seed. With a frozen down_weight relu and leaky_relu keep one bit of h. recompute=True keeps x alone, and backward
-    repeats the up product.
+    The kernels keep x and the pre-activation z for backward. In place of z they keep h = act(z) where it determines the derivative (relu,
+    tanh, …; with dropout only relu and leaky_relu). Where z is kept, the epilogue of backward's product computes h again. Backward draws
+    dropout's mask again from its seed. With a frozen down_weight, relu and leaky_relu keep one bit of h. recompute=True keeps x alone, and
+    backward repeats the up product.
 
     Dtypes, devices, parameters and errors as for `linear`.
     """
@@ -121,8 +121,8 @@ def gated_mlp(
 ):  # fmt: skip
     """dropout(act(x Gᵀ + bg) ⊙ (x Uᵀ + bu)) Dᵀ + bd: the gated MLP of Llama and its kin.
 
-    x [..., K], gate_weight and up_weight [H, K], down_weight [N, H], biases [H], [H] and [N] or None -> [..., N]. Or gate_weight packed
-    [2H, K], gate half first, and up_weight None; then gate_bias is [2H], and each of backward's products with the pair is one.
+    x [..., K], gate_weight and up_weight [H, K], down_weight [N, H], biases [H], [H] and [N] or None -> [..., N]. gate_weight may
+    also be packed [2H, K], gate half first, with up_weight None. Then gate_bias is [2H], and each of backward's products takes both.
     activation as for `glu`, dropout and recompute as for `mlp`.  Shazeer 2020, arXiv:2002.05202.
 
     The kernels keep x and the pre-activations of gate and up for backward. Dtypes, devices, parameters and errors as for `linear`.
@@ -159,22 +159,22 @@ def gated_mlp(
 
 
 def _fit_pair(x, weights: tuple, biases: tuple) -> bool:
-    """`fit` of gate and up."""
+    """True if gate and up both `fit` and have the same shape."""
     alike = (biases[0] is None) == (biases[1] is None)
     return alike and all(map(fit, (x, x), weights, biases)) and weights[0].shape == weights[1].shape
 
 
 def _record(operation, activation: Any, x, *arrays, **options):
-    """The call as one that a tracer of Python code (torch.fx) records; the activation goes by its name."""
+    """Record the call in a trace of Python code (torch.fx), with the activation by its name."""
     act, fixed = resolve(activation)
     overrides = sys.modules["torch"].overrides
     return overrides.handle_torch_function(operation, (x,), x, *arrays, activation=act.name, **fixed, **options)
 
 
 def _training(op: str, x, dropout_p: float, training: bool, recompute: bool) -> dict[str, Any]:
-    """What of this a backend must know; NumPy's and CuPy's have no autograd, and keep nothing anyway."""
+    """The options that a backend must know. NumPy's and CuPy's have no autograd and keep nothing, so they need no `recompute`."""
     if type(dropout_p) is float and not dropout_p and training is False and recompute is False:
-        return {}  # the short way for what most calls say
+        return {}  # the fast path of most calls
     check_dropout(op, x, dropout_p, training)
     check_flag(f"{op}: recompute", recompute)
     options: dict[str, Any] = {"dropout_p": dropout_p} if training and dropout_p else {}
@@ -184,7 +184,7 @@ def _training(op: str, x, dropout_p: float, training: bool, recompute: bool) -> 
 def linear_backward(dy, x, weight, bias=None, activation: Any = "gelu", **params) -> LinearGrads:
     """Gradients of `linear` for dy [..., N], as the named tuple (x, weight, bias, params).
 
-    For NumPy and CuPy arrays, without autograd; the pre-activation is computed again from the inputs. Arguments and errors as for `linear`.
+    For NumPy and CuPy arrays, without autograd. It computes the pre-activation again from the inputs. Arguments and errors as for `linear`.
     """
     act, values = resolve_call("linear", activation, params, False)
     check_no_autograd("linear_backward", x)
@@ -195,7 +195,7 @@ def linear_backward(dy, x, weight, bias=None, activation: Any = "gelu", **params
 
 
 def glu_backward(dy, x, weight, bias=None, activation: Any = "silu", **params) -> LinearGrads:
-    """Gradients of `glu` for dy [..., F], as (x, weight, bias, params), weight's and bias's in the layout in which they came.
+    """Gradients of `glu` for dy [..., F], as (x, weight, bias, params), with weight's and bias's in the layout of the arguments.
 
     For NumPy and CuPy arrays, as `linear_backward`.
     """
@@ -247,13 +247,13 @@ _triton: Any = None
 
 
 def load_torch(torch: Any) -> None:
-    """The modules that import torch, once there is one; before a compiler traces a call, where that can be had."""
+    """Import the modules that need torch, once it is loaded, and where possible before a compiler traces a call."""
     global _eager, _triton
     from . import eager as _eager
     from . import triton as _triton
 
     if _triton.INTERPRET or torch.version.cuda:
-        from . import autograd as autograd  # a FLOP counter knows the operators that were there when it was made
+        from . import autograd as autograd  # a FLOP counter knows only operators older than itself
 
     learn_functions(torch)
 

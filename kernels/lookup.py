@@ -1,4 +1,4 @@
-"""How what a user calls an activation finds its entry, and how the parameters that come with it are bound."""
+"""Lookup of activations: the catalogue's entry for what the user passes, and the values of its parameters."""
 
 import functools
 import inspect
@@ -12,7 +12,7 @@ import numpy as np
 
 from .catalogue import ACTIVATIONS, BY_KEY, VARIANTS, Activation, key_of, resolve_name
 
-_FUNCTIONS: dict[Any, str] = {}  # torch's own, and the names of their entries, see learn_functions
+_FUNCTIONS: dict[Any, str] = {}  # torch's function -> name of its entry, see learn_functions
 
 _TRANSFORMERS = {
     "AccurateGELUActivation": "gelu_tanh", "ClippedGELUActivation": "gelu_10", "FastGELUActivation": "gelu_tanh",
@@ -21,16 +21,18 @@ _TRANSFORMERS = {
     "ReLUSquaredActivation": "relu_squared", "SiLUActivation": "silu", "SqrtSoftplusActivation": "sqrtsoftplus",
     "XIELUActivation": "xielu",
 }  # fmt: skip
-"""The classes of transformers.activations."""
+"""Class of transformers.activations -> name of its entry."""
 
 
 def resolve(spec: Any) -> tuple[Activation, dict[str, Any]]:
-    """(Activation, params) for what a user may call an activation; params holds what the spec itself fixes.
+    """(Activation, params) for anything that a user may pass as an activation; params holds the parameters that the spec itself fixes.
 
     spec: a name or alias ("gelu", "gelu_new", "relu2", "swiglu"), an Activation, None (identity), a torch.nn module
     (`nn.LeakyReLU(0.2)`, `nn.GELU("tanh")`, `nn.PReLU()`) or transformers' (`ACT2FN["silu"]`), a function of
     torch.nn.functional or torch (`F.silu`), or a functools.partial of one. `nn.GLU()` and `F.glu`, whose gate is the second half, are
-    the pair glu_gate_last. ValueError for an unknown name, TypeError for anything else.
+    the pair glu_gate_last.
+
+    ValueError for an unknown name, TypeError for anything else.
 
     >>> resolve("relu2")
     (<activation relu_squared(x)>, {})
@@ -60,7 +62,7 @@ def resolve(spec: Any) -> tuple[Activation, dict[str, Any]]:
 
 
 def current(entry: Activation) -> Activation:
-    """The entry, or what replaced it in the catalogue when its block was run again."""
+    """The entry, or the one that replaced it in the catalogue when its block was run again."""
     if entry.gate:
         return ACTIVATIONS.get(entry.gate.name, entry.gate).gated
     return ACTIVATIONS.get(entry.name, entry)
@@ -70,9 +72,9 @@ _FUNCTION_TYPES = (types.FunctionType, types.BuiltinFunctionType)
 
 
 def learn_functions(torch: Any) -> None:
-    """Fill the table of torch's functions, once: a compiler cannot trace through looking them up by name.
+    """Fill the table of torch's functions, once, because a compiler cannot trace a lookup by name.
 
-    Only by a function's own name: F.linear is not our alias of identity, nor F.glu, whose gate comes second, our glu.
+    Aliases and gated variants do not count: F.linear is not our alias of identity, and F.glu, whose gate comes second, is not our glu.
     """
     if not _FUNCTIONS:
         _FUNCTIONS[torch.nn.functional.glu] = "glu_gate_last"
@@ -84,7 +86,7 @@ def learn_functions(torch: Any) -> None:
 
 
 def _resolve_module(torch, module) -> tuple[Activation, dict[str, Any]]:
-    """A torch.nn activation module: found by its class's name, its parameters by theirs."""
+    """(Activation, params) of an activation module, found by the name of its class; params by the names of its attributes."""
     cls = type(module)
     if cls is torch.nn.PReLU:
         return resolve_name("prelu"), {"slope": module.weight}
@@ -105,7 +107,7 @@ def _resolve_module(torch, module) -> tuple[Activation, dict[str, Any]]:
 def _resolve_transformers(module, entry: Activation) -> tuple[Activation, dict[str, Any]]:
     if entry.name == "gelu_10" and (module.min, module.max) != (-10.0, 10.0):
         raise TypeError(
-            f"no activation for ClippedGELUActivation({module.min}, {module.max}): only gelu clipped to -10 and 10, gelu_10, is one"
+            f"no activation for ClippedGELUActivation({module.min}, {module.max}): only gelu clipped to -10 and 10 is supported, as gelu_10"
         )
     if entry.name == "xielu":
         numbers = {"beta": module._beta_scalar, "eps": module._eps_scalar}
@@ -118,7 +120,7 @@ def _is_elementwise(name: str) -> bool:
 
 
 def _with_keywords(entry: Activation, keywords: dict[str, Any]) -> tuple[Activation, dict[str, Any]]:
-    """Apply torch keywords that are not numbers: `approximate="tanh"` chooses an entry, `inplace` has no meaning here."""
+    """Apply torch's keywords that are no parameters: `approximate="tanh"` chooses an entry, and `inplace` is dropped."""
     params = {}
     for name, value in keywords.items():
         choices = [v for e, keyword, v in VARIANTS if (e, keyword) == (entry.name, name)]
@@ -137,11 +139,11 @@ def _with_keywords(entry: Activation, keywords: dict[str, Any]) -> tuple[Activat
 
 
 def resolve_call(op: str, spec: Any, params: dict[str, Any], gated: bool) -> tuple[Activation, tuple]:
-    """The activation that a user means by `spec` and `params` in a call of `op`, and its parameters' values in order.
+    """(the activation that a user means by `spec` and `params` in a call of `op`, its parameters' values in order).
 
     ValueError for a pair or gated variant where `op` is not gated, TypeError for a parameter given twice.
     """
-    if not params:  # the short way for a plain name, or a module's Activation
+    if not params:  # the fast path for a plain name, or a module's Activation
         act = ACTIVATIONS.get(spec) if type(spec) is str else current(spec) if type(spec) is Activation else spec
         if type(act) is Activation and act.arity == 1 and not act.params:
             return act, ()
@@ -180,7 +182,7 @@ def bind_params(entry: Activation, params: Mapping[str, Any]) -> tuple[Activatio
 
 
 def _param_value(entry: Activation, name: str, value: Any) -> Any:
-    if type(value) in (float, int) and value == value:  # the short way for all but nan
+    if type(value) in (float, int) and value == value:  # the fast path for all but nan
         return float(value)
     if value is inspect.Parameter.empty:
         raise TypeError(f"{entry.name} needs the parameter {name!r}: give it as a keyword, {name}=…")

@@ -17,19 +17,21 @@ def tensor_refusal(x: Tensor, weight: Any) -> str | None:
     if compute_dtype(x) not in DTYPES:
         return f"{x.dtype} runs plain torch operations"
     tensors = (x, *(weight if isinstance(weight, (tuple, list)) else (weight,)))
-    if not all(is_plain(tensor) for tensor in tensors):
-        return "a tensor subclass runs plain torch operations"
-    if any(tensor.layout is not torch.strided or tensor.is_nested for tensor in tensors):
-        return "sparse and nested tensors run plain torch operations"
+    for tensor in tensors:
+        if not is_plain(tensor):
+            return "a tensor subclass runs plain torch operations"
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            return "sparse and nested tensors run plain torch operations"
     # Before the tracer's question: a compiler traces through a transform, too.
     if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return "torch.func transforms and forward-mode derivatives run plain torch operations"
     if torch.compiler.is_compiling():
         return None
-    if any(tensor.is_neg() for tensor in tensors):
-        return "a lazily negated tensor runs plain torch operations"
-    if torch.is_grad_enabled() and any(tensor.is_inference() for tensor in tensors):
-        return "tensors made in inference mode, of which autograd keeps none, run plain torch operations"
+    for tensor in tensors:
+        if tensor.is_neg():
+            return "a lazily negated tensor runs plain torch operations"
+        if torch.is_grad_enabled() and tensor.is_inference():
+            return "tensors made in inference mode, of which autograd keeps none, run plain torch operations"
     if torch.jit.is_tracing():
         return "torch.jit.trace runs plain torch operations"
     return None
@@ -39,7 +41,7 @@ def activation_refusal(act: Activation, values: tuple, gated: bool) -> str | Non
     """Why no kernel serves a layer with this activation, or None."""
     if act.name == "identity" and not gated:
         return "without an activation the product is cuBLAS's"
-    if sum(isinstance(value, Tensor) for value in values) > 1:
+    if len(values) > 1 and sum(isinstance(value, Tensor) for value in values) > 1:
         return f"{act.name} with more than one learnable tensor runs plain torch operations"
     return None
 
@@ -75,32 +77,29 @@ def draw_seed(device: torch.device) -> Tensor:
     return torch.randint(2**63 - 1, (1,), device=device)
 
 
-class Operands(NamedTuple):
-    """What the launchers need of a call: x [..., K], one or two weights with their biases, and the activation's parameters.
+class Layer(NamedTuple):
+    """The tensors of a layer: x [..., K], one or two weights with their biases, and the activation's learnable tensor.
 
-    `weight` is [N, K], or packed [2N, K] where `gated` says so without an up_weight; `values` are numbers and tensors in the formula's
-    order.
+    weight is [N, K]; in a gated layer it is gate's beside an up_weight, or both packed as [2N, K]. bias goes the same way.
     """
 
     x: Tensor
     weight: Tensor
-    up_weight: Tensor | None
-    bias: Tensor | None
-    up_bias: Tensor | None
-    act: Activation
-    values: tuple
-    gated: bool
-    dropout: Dropout | None = None
+    up_weight: Tensor | None = None
+    bias: Tensor | None = None
+    up_bias: Tensor | None = None
+    learned: Tensor | None = None
 
-    def halves(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """(weight, up weight, bias, up bias), packed ones as views, biases of stride 1, as they are in memory."""
-        weight, up_weight = self.weight, self.up_weight
-        bias, up_bias = (None if b is None else b.resolve_neg().contiguous() for b in (self.bias, self.up_bias))
-        if self.gated and up_weight is None:
+    def in_rows(self, gated: bool) -> "Layer":
+        """The same as kernels take it: x [M, K], packed weights and biases as two views, biases of stride 1, as they are in memory."""
+        x, weight, up_weight, bias, up_bias, learned = self
+        bias = bias if bias is None else bias.resolve_neg().contiguous()
+        up_bias = up_bias if up_bias is None else up_bias.resolve_neg().contiguous()
+        if gated and up_weight is None:
             n = weight.shape[0] // 2
             weight, up_weight = weight[:n], weight[n:]
             bias, up_bias = (None, None) if bias is None else (bias[:n], bias[n:])
-        return weight, up_weight, bias, up_bias
+        return Layer(rows_of(x), weight, up_weight, bias, up_bias, learned)
 
 
 def halves(matrix: Tensor | None, n: int, gated: bool) -> tuple[Tensor | None, Tensor | None]:

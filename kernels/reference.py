@@ -1,9 +1,9 @@
-"""Every operation, forward and backward, in NumPy: the oracle that the other backends are held against.
+"""Every operation, forward and backward, in NumPy: the oracle that the other backends are compared with.
 
 Arrays are float16, bfloat16 (ml_dtypes), float32 or float64; the arithmetic is float64 unless `compute_dtype` says
-otherwise (None: the input's own, or what NumPy promotes bfloat16 to, float32), and results come back in the dtype of x.
-`weight` is `[out, in]`; a gated `weight` is `(gate, up)` or packed `[2F, K]`, gate half first, and its bias goes the same
-way. Gradients are recomputed from the inputs: nothing is kept between the calls.
+otherwise (None: the input's own, or float32 for bfloat16, as NumPy promotes it), and results have the dtype of x.
+`weight` is `[out, in]`; a gated `weight` is `(gate, up)` or packed `[2F, K]`, gate half first, and its bias has the same
+form. Gradients are computed from the inputs alone: nothing is kept between the calls.
 """
 
 import functools
@@ -19,7 +19,7 @@ Pair = tuple[Any, Any]
 
 
 class LinearGrads(NamedTuple):
-    """Gradients of `linear` and `glu`, in the order and layout of their arguments; `params` has the learnable tensors' alone."""
+    """Gradients of `linear` and `glu`, in the order and layout of their arguments; `params` has those of the learnable arrays."""
 
     x: np.ndarray
     weight: np.ndarray | Pair
@@ -52,7 +52,7 @@ class GatedMLPGrads(NamedTuple):
 
 
 def _quiet(operation: Callable) -> Callable:
-    """IEEE results without NumPy's warnings: inf and NaN are values here."""
+    """Decorator that silences NumPy's floating-point warnings: inf and NaN are ordinary values here."""
 
     @functools.wraps(operation)
     def wrapped(*args, **kwargs):
@@ -63,7 +63,7 @@ def _quiet(operation: Callable) -> Callable:
 
 
 def _cast(value: Any, dtype) -> Any:
-    """Arrays (and pairs and tuples of them) to `dtype`; None and plain numbers as they are."""
+    """Cast arrays, and tuples of them, to `dtype`. None and plain numbers stay as they are."""
     if isinstance(value, (tuple, list)):
         return tuple(_cast(item, dtype) for item in value)
     return rounded(value, dtype) if isinstance(value, np.ndarray) else value
@@ -154,7 +154,7 @@ def glu(x, weight, bias, act: Activation, values=(), *, compute_dtype: Any = np.
 
 @_quiet
 def glu_backward(dy, x, weight, bias, act: Activation, values=(), *, compute_dtype: Any = np.float64) -> LinearGrads:
-    """Gradients of `glu` for dy [..., F]; weight's and bias's in the layout in which they came."""
+    """Gradients of `glu` for dy [..., F], with weight's and bias's in the layout of the arguments."""
     dtype, given = compute_dtype or x.dtype, values
     dy, x_, w, b, values = _cast((dy, x, weight, bias, values), dtype)
     weights, biases = _halves(w), _halves(b)
@@ -227,7 +227,7 @@ def gated_mlp_backward(
 
 
 def gate_up(gate_weight, up_weight, gate_bias, up_bias) -> tuple[Any, Any]:
-    """(weight, bias) as `glu` takes them: a packed gate has no up beside it."""
+    """(weight, bias) as `glu` takes them: packed where there is no up_weight, else pairs."""
     if up_weight is None:
         return gate_weight, gate_bias
     return (gate_weight, up_weight), (gate_bias, up_bias)

@@ -1,6 +1,6 @@
-"""A formula as the list of what it computes: called once with values that write down what is done with them.
+"""Tracing of formulas: a formula is called once with values that record every operation on them.
 
-Its source text is not needed, nor is there a second copy of it. From the list it is printed in another language, or its cost is counted.
+This needs neither the formula's source text nor a second copy of it. The record is printed in another language, or its cost is counted.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,9 +13,9 @@ COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 
 
 class Value:
-    """A number that a formula computes: an argument, or an operation on others. Arithmetic on it makes further ones.
+    """A number that a formula computes: an argument, or an operation on other values. Arithmetic on it makes further values.
 
-    operation: "argument", an operator's sign, "negative", a primitive's name. The same operation on the same operands is the same value.
+    operation: "argument", an operator's sign, "negative" or a primitive's name. The same operation on the same operands is the same value.
     """
 
     def __init__(self, operation: str, operands: tuple, known: dict[tuple, "Value"]) -> None:
@@ -34,7 +34,7 @@ class Value:
 
     @staticmethod
     def _operator(sign: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """The operator and its reflection."""
+        """(the operator, its reflection)."""
         return lambda a, b: a.then(sign, a, b), lambda b, a: b.then(sign, a, b)
 
     @staticmethod
@@ -60,16 +60,16 @@ def _primitive(name: str) -> Callable[..., Any]:
 
 
 TRACING: dict[str, Any] = {name: _primitive(name) for name in (*PRIMITIVES, *APPROXIMATIONS)}
-"""The vocabulary, writing itself down."""
+"""The primitives by name, as functions that record their calls."""
 
 
 def vocabulary(dtype: str) -> dict[str, Any]:
-    """The same for results of that dtype: the fast forms of 16 bits write down what they are made of."""
+    """The recording primitives for results of that dtype. The fast forms for 16 bits record the operations they are made of."""
     return {**TRACING, **{name: bind(primitive, TRACING) for name, primitive in FAST.get(dtype, {}).items()}}
 
 
 def traced(formula: Callable, vocabulary: Mapping[str, Any] = TRACING) -> tuple[list[Value], list[Value], Any]:
-    """(the arguments, what is computed of them in order, the result, a value or a number) of a formula."""
+    """(the arguments, the values computed from them in order, the result) of a formula. The result is a value or a number."""
     known: dict[tuple, Value] = {}
     for name in formula.__code__.co_varnames[: formula.__code__.co_argcount]:
         known["argument", name] = Value("argument", (), known)
@@ -79,7 +79,7 @@ def traced(formula: Callable, vocabulary: Mapping[str, Any] = TRACING) -> tuple[
 
 
 class Language(NamedTuple):
-    """Templates: a statement of (name, expression), a number of a float, a call of (primitive, operands), a choice."""
+    """Templates: a statement from (name, expression), a number from a float, a call from (primitive, operands), and `where`."""
 
     statement: str
     number: str

@@ -1,6 +1,6 @@
-"""The primitives that an activation's formula may use, in NumPy, and how a formula is moved to another backend.
+"""The primitives that an activation's formula may use, in NumPy, and `bind`, which moves a formula to another backend.
 
-Every backend brings functions of these names; `bind` gives a formula's code object the names of one of them.
+Every backend has functions of these names; `bind` gives a formula's code object those of one backend.
 """
 
 import types
@@ -18,7 +18,7 @@ log = np.log
 log1p = np.log1p
 maximum = np.maximum
 minimum = np.minimum
-reciprocal = np.reciprocal  # 1 / x for denominators below 2¹²⁶ alone, where a backend may be fast
+reciprocal = np.reciprocal  # 1 / x for denominators below 2¹²⁶ only, so that a backend may use a fast form
 sqrt = np.sqrt
 tanh = np.tanh
 where = np.where
@@ -46,7 +46,7 @@ NUMPY: dict[str, Any] = {name: globals()[name] for name in PRIMITIVES}
 
 
 def bind(formula: Callable, vocabulary: Mapping[str, Any]) -> types.FunctionType:
-    """The same code object with `vocabulary` as its globals: the formula in another backend's arithmetic."""
+    """The formula in another backend's arithmetic: the same code object with `vocabulary` as its globals."""
     bound = types.FunctionType(formula.__code__, dict(vocabulary), formula.__name__)
     bound.__module__ = formula.__module__  # Triton tells device functions apart by module and name
     bound.__doc__ = formula.__doc__

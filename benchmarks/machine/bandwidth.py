@@ -15,12 +15,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from epilogue import eager
+from epilogue.applied import Applied, Needs
 from epilogue.backends import kernels
 from epilogue.benchmarks import timing
 from epilogue.benchmarks.bench import gate
 from epilogue.benchmarks.provenance import machine
 from epilogue.benchmarks.report import table, write
-from epilogue.catalogue import Activation, resolve_name
+from epilogue.catalogue import Activation, Keep, resolve_name
 
 TARGET = 0.85
 """The share of a copy's bandwidth that a pointwise kernel should reach."""
@@ -62,21 +63,20 @@ class PointwiseCase(NamedTuple):
         return tuple(self.act.params.values())
 
     @property
-    def kept(self) -> str:
+    def keep(self) -> Keep:
         """What backward reads beside dy: "input" (z) or "output" (y)."""
         return self.act.saves(self.values)
 
     @property
-    def needs(self) -> tuple[bool, bool, bool, bool]:
-        """act_bwd's: dz, h, the bias's sums, a parameter's gradient."""
+    def needs(self) -> Needs:
         mlp = self.what == MLP
-        return True, mlp and self.kept == "input", mlp, False
+        return Needs(h=mlp and self.keep == "input", dbias=mlp)
 
     @property
     def bytes(self) -> int:
         """What must move: each operand read once, each result written once; of the sums the result, in float32."""
         y, z = self.columns, self.act.arity * self.columns
-        elements = z + y if self.what == FORWARD else y + z + z + y * self.needs[1]
+        elements = z + y if self.what == FORWARD else y + z + z + y * self.needs.h
         return self.rows * elements * getattr(torch, self.dtype).itemsize + 4 * z * (self.what == MLP)
 
 
@@ -89,16 +89,16 @@ CASES = tuple(
 def pass_of(case: PointwiseCase, kernels: Any, z: Tensor, dy: Tensor) -> Callable[[], Results]:
     """The case as one call of a backend's launcher. Results have memory of their own: in a layer dz may take dy's, but here each sample
     is to read the same."""
-    arguments = (case.act.gate or case.act, case.values, case.act.arity == 2, None)
-    saved = z if case.kept == "input" else eager.apply(case.act, case.values, z)
+    applied = Applied(case.act.gate or case.act, case.values, case.act.arity == 2)
+    saved = z if case.keep == "input" else eager.apply(case.act, case.values, z)
 
     def forward() -> Results:
         y = torch.empty_like(dy)
-        kernels.act_fwd(z, y, None, *arguments)
+        kernels.act_fwd(z, y, None, applied)
         return {"y": y}
 
     def backward() -> Results:
-        found = kernels.act_bwd(dy, saved, case.kept, *arguments, case.needs)
+        found = kernels.act_bwd(dy, saved, case.keep, applied, case.needs)
         named = zip(("z", "y", "bias", "param"), found, case.needs, strict=True)
         return {name: part for name, part, needed in named if needed}
 

@@ -18,11 +18,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from epilogue import eager
+from epilogue.applied import Applied, Needs
 from epilogue.benchmarks.accuracy import accurate
 from epilogue.benchmarks.timing import Timing, measure
 from epilogue.catalogue import ACTIVATIONS, CUBLASLT, Keep
 from epilogue.explanation import GATED, activation_of, describe, problems
-from epilogue.operands import Dropout, Operands, activation_refusal
+from epilogue.operands import Dropout, Layer, activation_refusal
 from epilogue.saving import library_serves
 from epilogue.triton import tuned
 from epilogue.triton.chips import CHIPS, Machine, gpu
@@ -135,7 +136,7 @@ def _forward(problem: Problem, device: str) -> tuple[Callable, Callable]:
     act, values = _activation(problem)
     x, weight = _draw(m, k, problem, device), _draw((1 + gated) * n, k, problem, device, k**-0.5)
     bias = None if gated else _draw(1, n, problem, device)[0]
-    operands = Operands(x, weight, None, bias, None, act, values, gated)
+    layer, applied = Layer(x, weight, bias=bias), Applied(act, values, gated)
     keep: Keep = "input" if problem.keeps else "nothing"
 
     def runner(choice: Choice):
@@ -145,10 +146,10 @@ def _forward(problem: Problem, device: str) -> tuple[Callable, Callable]:
             if CUBLASLT[act.name] == "GELU" and not x.is_cuda:  # on the CPU torch's is the exact one
                 return None
             # Torch's own activations keep NaN. Of all rows, since for one torch takes another way than cuBLASLt.
-            lost = operands._replace(x=torch.full_like(x, torch.nan))
-            if not linear_fwd(lost, keep, "library")[0].isnan().all():
+            lost = layer._replace(x=torch.full_like(x, torch.nan))
+            if not linear_fwd(lost, applied, keep, "library")[0].isnan().all():
                 return None
-        return lambda: linear_fwd(operands, keep, choice)
+        return lambda: linear_fwd(layer, applied, keep, choice)
 
     rows = _some_rows(m, device)
 
@@ -169,15 +170,15 @@ def _backward(problem: Problem, device: str) -> tuple[Callable, Callable]:
     act, values = _activation(problem)
     dy, weight = _draw(m, k, problem, device), _draw(k, n, problem, device, k**-0.5)
     z = _draw(m, (1 + gated) * n, problem, device)
-    kept: Keep = "input" if problem.keeps else "output"
+    keep: Keep = "input" if problem.keeps else "output"
     saved = z if problem.keeps else eager.apply(act, values, z)
     dropout = Dropout(0.1, torch.tensor([1], device=device)) if problem.family.dropout else None
-    needs = (problem.keeps, not gated, False)
+    applied, needs = Applied(act, values, gated, dropout), Needs(h=problem.keeps, dbias=not gated)
 
     def runner(choice: Choice):
         if choice == "library":
             return None
-        return lambda: linear_dact(dy, weight, saved, kept, act, values, gated, dropout, needs, choice)
+        return lambda: linear_dact(dy, weight, saved, keep, applied, needs, choice)
 
     rows = _some_rows(m, device)
     mask = 1.0 if dropout is None else dropout_mask(dropout, m, n)[rows]

@@ -25,8 +25,9 @@ from triton.compiler import ASTSource
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from epilogue.applied import Applied, Needs
 from epilogue.catalogue import ACTIVATIONS, Keep
-from epilogue.operands import Dropout, Operands
+from epilogue.operands import Dropout, Layer
 from epilogue.triton import chips
 from epilogue.triton.configs import OPTIONS, TABLE, Config, shared_bytes
 from epilogue.triton.dact import linear_dact
@@ -145,36 +146,24 @@ def _launch(case: KernelCase) -> None:
     act, gated = ACTIVATIONS[case.activation], case.gated
     values = tuple(1.0 if value is inspect.Parameter.empty else value for value in act.params.values())
     dropout = Dropout(0.5, torch.zeros(1, dtype=torch.int64)) if case.dropout else None
+    applied = Applied(act, values, gated, dropout)
 
     def matrix(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=case.dtype)
 
     width = (1 + gated) * N
     if case.kernel == "act_fwd":
-        act_fwd(matrix(M, width), matrix(M, N), None, act, values, gated, dropout)
+        act_fwd(matrix(M, width), matrix(M, N), None, applied)
     elif case.kernel == "act_bwd":
-        kept: Keep = "input" if gated or case.dropout else act.saves(values)
-        needs = (True, case.dropout, case.bias, False)
-        act_bwd(matrix(M, N), matrix(M, width), kept, act, values, gated, dropout, needs)
+        keep: Keep = "input" if gated or case.dropout else act.saves(values)
+        act_bwd(matrix(M, N), matrix(M, width), keep, applied, Needs(h=case.dropout, dbias=case.bias))
     elif case.kernel.startswith("linear_fwd"):
         biases = (matrix(N) if case.bias else None, matrix(N) if case.bias and gated else None)
-        layer = Operands(
-            matrix(M, K), matrix(N, K), matrix(N, K) if gated else None, *biases, act, values, gated, dropout
-        )
-        linear_fwd(layer, "input", case.config)
+        layer = Layer(matrix(M, K), matrix(N, K), matrix(N, K) if gated else None, *biases)
+        linear_fwd(layer, applied, "input", case.config)
     else:
-        linear_dact(
-            matrix(M, K),
-            matrix(K, N),
-            matrix(M, width),
-            "input",
-            act,
-            values,
-            gated,
-            dropout,
-            (True, case.bias, False),
-            case.config,
-        )
+        needs = Needs(h=True, dbias=case.bias)
+        linear_dact(matrix(M, K), matrix(K, N), matrix(M, width), "input", applied, needs, case.config)
 
 
 def _resources(compiled: Any) -> Resources:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..applied import Applied, Needs
 from ..catalogue import ACTIVATIONS, Activation
 from ..reference import GatedMLPGrads, LinearGrads, MLPGrads, gate_up, rounded
 from . import epilogues, launch
@@ -162,7 +163,7 @@ def _layer(x, weight, bias, act: Activation, values: tuple, gated: bool):
         in_place = not gated and z.z.dtype == x.dtype
         y = z.z if in_place else _empty(x, *z.z.shape)
         if not in_place or bias is not None or act.name != "identity":
-            launch.forward(cupy_library(), z, y, None, act, values)
+            launch.forward(cupy_library(), z, y, None, Applied(act, values, gated))
     return y.reshape(*x.shape[:-1], y.shape[1])
 
 
@@ -188,9 +189,8 @@ def _layer_backward(
     dup: Any = (_empty(x, m, n) if paired else dz[:, n:]) if gated else None
     into = Gradients(dgate, dup, _empty(x, m, n) if emit else None)
     dy = _like(dy, x)
-    found = launch.backward(
-        cupy_library(), dy, z, None, "input", act, values, into, any(b is not None for b in _pair(bias)), bool(learned)
-    )
+    needs = Needs(h=emit, dbias=any(b is not None for b in _pair(bias)), dparam=bool(learned))
+    found = launch.backward(cupy_library(), dy, z, None, "input", Applied(act, values, gated), into, needs)
     db: Any = None if found.dbias is None else found.dbias.astype(x.dtype)
     if paired:
         dx = dgate.dot(weight[0]) + dup.dot(weight[1])
@@ -221,7 +221,7 @@ def _mlp_backward(dy, x, weight, bias, down_weight, down_bias, act: Activation, 
 
 def _hidden_by_epilogue(dy, x, weight, bias, down_weight, act: Activation) -> tuple[LinearGrads, Any] | None:
     """(gradients of the hidden layer, h), or None where cuBLASLt does not serve."""
-    if not epilogues.served(cupy_library(), x, act, backward=True):
+    if not epilogues.serves(cupy_library(), x, act, backward=True):
         return None
     if x.dtype == np.float16 and act.saves(()) == "input":  # it would keep z in float16, where z may overflow
         return None
@@ -234,6 +234,6 @@ def _hidden_by_epilogue(dy, x, weight, bias, down_weight, act: Activation) -> tu
 
 
 def _sum_of_rows(dy):
-    identity = ACTIVATIONS["identity"]
-    found = launch.backward(cupy_library(), dy, Matrices(dy), None, "input", identity, (), Gradients(), True, False)
+    identity, needs = Applied(ACTIVATIONS["identity"]), Needs(dz=False, dbias=True)
+    found = launch.backward(cupy_library(), dy, Matrices(dy), None, "input", identity, Gradients(), needs)
     return found.dbias.astype(dy.dtype)

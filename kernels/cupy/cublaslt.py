@@ -1,6 +1,6 @@
-"""Matrix products by cuBLASLt with an epilogue of its own, through the bindings of nvmath-python. float16 and bfloat16.
+"""Matrix products with cuBLASLt's own epilogues, through the bindings of nvmath-python, in float16 and bfloat16.
 
-cuBLASLt counts by columns. d [M, N] stored by rows is dᵀ there, so its first operand is b, its second a, and what it calls the rows of the
+cuBLASLt stores matrices by columns. It takes d [M, N] stored by rows as dᵀ, so its first operand is b and its second a. The rows of its
 result, along which a bias lies, are d's columns.
 """
 
@@ -13,11 +13,11 @@ import numpy as np
 
 DTYPES = ("float16", "bfloat16")
 WORKSPACE = 32 << 20
-"""Bytes that an algorithm may ask for: what cuBLAS itself takes on sm_90."""
+"""Bytes that an algorithm may ask for: as many as cuBLAS itself takes on sm_90."""
 
 
 class Matrix(NamedTuple):
-    """[rows, cols] in memory: element (i, j) at i · lead + j, or at j · lead + i where it is stored by columns."""
+    """A matrix [rows, cols] in memory: element (i, j) is at i · lead + j, or at j · lead + i where it is stored by columns."""
 
     pointer: int
     rows: int
@@ -39,8 +39,8 @@ def stored(shape: tuple[int, int], strides: tuple[int, int]) -> tuple[int, bool]
 class Product(NamedTuple):
     """d [M, N] = epilogue(a b) for a [M, K] and b [K, N], d stored by rows.
 
-    epilogue: a name of cublasLtEpilogue_t. bias: the pointer of what is added to each row, or of where BGRAD writes; aux: the pointer of
-    what is kept of forward for backward, in rows of aux_lead elements, or of aux_lead bits for relu. 0 for none.
+    epilogue: a name of cublasLtEpilogue_t. bias: the pointer to the vector that is added to each row, or that BGRAD writes. aux: the
+    pointer to what forward keeps for backward, in rows of aux_lead elements, or of aux_lead bits for relu. 0 where absent.
     """
 
     epilogue: str
@@ -54,10 +54,10 @@ class Product(NamedTuple):
 
 
 def multiply(product: Product, workspace: Callable[[int], tuple[Any, int]]) -> bool:
-    """Do it on CuPy's current device and stream, and say whether cuBLASLt does; nothing is written where it does not.
+    """Compute the product on CuPy's current device and stream, and return True; or return False where cuBLASLt does not, and write nothing.
 
-    Not sizes of 1 nor vectors off 16 bytes, which releases of cuBLASLt have computed wrongly or crashed on.
-    workspace: bytes -> (what keeps so many, their pointer).
+    Sizes of 1 and vectors not aligned to 16 bytes are refused, since releases of cuBLASLt have computed them wrongly or crashed on them.
+    workspace: number of bytes -> (an object that holds so many, their pointer).
     """
     import cupy
 
@@ -84,7 +84,7 @@ _ONE, _ZERO = np.array(1, np.float32), np.array(0, np.float32)
 
 
 def _aligned(product: Product) -> Product:
-    """The product with the alignment of each pointer, at most 256, in its place: all that an algorithm's choice depends on."""
+    """The product with each pointer replaced by its alignment, at most 256: an algorithm's choice depends on nothing else."""
 
     def alignment(pointer: int) -> int:
         return min(pointer & -pointer, 256)
@@ -116,12 +116,12 @@ def _algorithm(product: Product, device: int) -> tuple[np.ndarray, int] | None:
             lt.matmul_algo_get_heuristic(
                 handle, operation, b, a, d, d, preference, 1, result.ctypes.data, count.ctypes.data
             )
-        except lt.cuBLASLtError:  # these sizes, this alignment with this epilogue
+        except lt.cuBLASLtError:  # not served: these sizes, or this alignment with this epilogue
             return None
     if not count[0] or result["state"][0]:
         return None
     size = int(result["workspace_size"][0])
-    return result["algo"].copy(), size and size + 16  # so many more nvmath-python gives it with an epilogue
+    return result["algo"].copy(), size + 16 if size else 0  # nvmath-python gives it 16 bytes more with an epilogue
 
 
 @contextlib.contextmanager
@@ -163,7 +163,7 @@ def _set(set_attribute: Callable[..., None], description: int, settings: dict[An
 
 @functools.cache
 def _handle(device: int) -> int:
-    """cuBLASLt's for that device, which is the current one."""
+    """cuBLASLt's handle for that device, which must be the current one."""
     return _bindings().create()
 
 

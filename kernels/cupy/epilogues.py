@@ -1,8 +1,8 @@
 """Layers whose bias, activation or derivative is cuBLASLt's epilogue: identity, relu and gelu_tanh, where nvmath-python is installed.
 
-What NVIDIA does not say, such as what its relu makes of a NaN, decides whether the results are the kernels' own; so they are taken where
-trials on the device found the reference's values. float16 and bfloat16: a product of float32 takes so long that a pass beside it hardly
-counts, and torch and CuPy have settings of their own for TF32.
+NVIDIA does not document all that decides whether the results equal those of our kernels, such as what its relu makes of a NaN. So an
+epilogue is used only where trials on the device found the reference's values. Only float16 and bfloat16 are served: a float32 product takes
+so long that a pass beside it hardly counts, and torch and CuPy have settings of their own for TF32.
 """
 
 import functools
@@ -17,13 +17,13 @@ from .cublaslt import DTYPES, Matrix, Product, multiply, stored
 from .launch import Library, cupy_library, dtype_of
 
 STEMS = {"identity": "", **CUBLASLT}
-"""How the names of an activation's epilogues begin; identity has a bias's."""
+"""Activation -> the beginning of its epilogues' names. Identity has only those with a bias."""
 
 Results = tuple[Any, Any] | None
 
 
-def served(library: Library, x: Any, act: Activation, backward: bool) -> bool:
-    """Whether the activation has epilogues, and those of forward, or of backward, are taken on x's device."""
+def serves(library: Library, x: Any, act: Activation, backward: bool) -> bool:
+    """True if the activation has epilogues and those of forward, or of backward, are used on x's device."""
     if act.name not in STEMS or dtype_of(x) not in DTYPES or not _installed():
         return False
     import cupy
@@ -35,11 +35,11 @@ def served(library: Library, x: Any, act: Activation, backward: bool) -> bool:
 def forward(library: Library, x: Any, weight: Any, bias: Any, act: Activation, keep: bool = False) -> Results:
     """(y [M, N] = act(x Wᵀ + b), what `backward` needs if `keep`, else None), or None where cuBLASLt does not serve.
 
-    x [M, K], weight [N, K], bias [N], contiguous, or None. Kept is z [M, N] of gelu_tanh, its rows filled up to a multiple of 8, and a bit
-    for each element of relu.
+    x [M, K], weight [N, K], bias [N], contiguous, or None. gelu_tanh keeps z [M, N], its rows filled up to a multiple of 8; relu keeps
+    one bit for each element.
     """
     name = _forward_name(act, keep, bias is not None)
-    if name is None or not served(library, x, act, False):
+    if name is None or not serves(library, x, act, False):
         return None
     m, n = x.shape[0], weight.shape[0]
     y = library.empty(x, (m, n), False)
@@ -49,7 +49,7 @@ def forward(library: Library, x: Any, weight: Any, bias: Any, act: Activation, k
 
 def backward(library: Library, dy: Any, weight: Any, aux: Any, act: Activation, bias: bool) -> Results:
     """(dz [M, F] = (dy W) ⊙ act'(z), dbias [F] if `bias`, else None), or None. dy [M, N], weight [N, F], aux as `forward` keeps it."""
-    if act.name not in CUBLASLT or not served(library, dy, act, True):
+    if act.name not in CUBLASLT or not serves(library, dy, act, True):
         return None
     m, f = dy.shape[0], weight.shape[1]
     dz, dbias = library.empty(dy, (m, f), False), library.empty(dy, (f,), False) if bias else None
@@ -59,7 +59,7 @@ def backward(library: Library, dy: Any, weight: Any, aux: Any, act: Activation, 
 
 def weight_gradient(library: Library, dy: Any, x: Any) -> Results:
     """(dW [N, K] = dyᵀ x, db [N], the sum of dy's rows), or None. dy [M, N], x [M, K]."""
-    if not served(library, dy, ACTIVATIONS["identity"], True):
+    if not serves(library, dy, ACTIVATIONS["identity"], True):
         return None
     n, k = dy.shape[1], x.shape[1]
     dw, db = library.empty(dy, (n, k), False), library.empty(dy, (n,), False)
@@ -67,15 +67,13 @@ def weight_gradient(library: Library, dy: Any, x: Any) -> Results:
 
 
 def keeps_z(act: Activation, n: int) -> bool:
-    """Whether what `forward` keeps is z [M, N] and nothing beside it."""
+    """True if what `forward` keeps is z [M, N] without padding."""
     return STEMS.get(act.name) == "GELU" and _aux_shape(act, 1, n) == (1, n)
 
 
 def _forward_name(act: Activation, keep: bool, bias: bool) -> str | None:
     stem = STEMS.get(act.name)
-    if stem is None or (
-        not stem and (keep or not bias)
-    ):  # of identity nothing is kept, and its plain product is cuBLAS's
+    if stem is None or (not stem and (keep or not bias)):  # identity keeps nothing; without a bias it is cuBLAS's
         return None
     return "_".join(part for part in (stem, "AUX" if keep else "", "BIAS" if bias else "") if part)
 
@@ -85,16 +83,16 @@ def _backward_name(act: Activation, bias: bool) -> str:
 
 
 def _aux_shape(act: Activation, m: int, n: int) -> tuple[int, int]:
-    """In elements of 16 bits; cuBLASLt wants rows of a multiple of 8 elements, or of 128 of relu's bits."""
+    """The shape of what forward keeps, in 16-bit elements. cuBLASLt wants rows of a multiple of 8 elements, or of 128 of relu's bits."""
     return (m, -(-n // 128) * 8) if STEMS[act.name] == "RELU" else (m, -(-n // 8) * 8)
 
 
 def _multiply(library: Library, name: str, dtype: str, a: Any, b: Any, d: Any, bias: Any, aux: Any) -> bool:
-    """Write a b with that epilogue to d, all of that dtype, and say whether cuBLASLt does."""
+    """Write epilogue(a b) to d, all of that dtype, and return True; or return False where cuBLASLt does not serve."""
 
     def matrix(array: Any) -> Matrix | None:
         found, (rows, cols) = stored(array.shape, library.strides(array)), array.shape
-        return found and Matrix(library.pointer(array), rows, cols, *found)
+        return Matrix(library.pointer(array), rows, cols, *found) if found else None
 
     def workspace(size: int) -> tuple[Any, int]:
         array = library.empty(d, (-(-size // 2),), False)
@@ -115,7 +113,7 @@ def _installed() -> bool:
 
 
 def refusal(activation: str, dtype: str, device: int, backward: bool) -> str | None:
-    """Why that activation's epilogues are not taken on that device, which is the current one; None where trials found them right."""
+    """The reason why that activation's epilogues are not used on that device, the current one; None where trials found them right."""
     if not _installed():
         return "nvmath-python is not installed"
     try:
@@ -125,7 +123,7 @@ def refusal(activation: str, dtype: str, device: int, backward: bool) -> str | N
 
 
 class _NotNow(Exception):
-    """A trial that cannot be held now, but may be at another call."""
+    """Raised where a trial cannot run now, but may at a later call."""
 
 
 @functools.cache
@@ -142,7 +140,7 @@ def _refusal(activation: str, dtype: str, device: int, backward: bool) -> str | 
                     return f"cuBLASLt's {name} computes something else"
     except MemoryError as error:
         raise _NotNow(str(error)) from error
-    except Exception as error:  # a library that is missing or too old, or what cuBLASLt itself says
+    except Exception as error:  # a library that is missing or too old, or an error of cuBLASLt's own
         return f"{type(error).__name__}: {error}"
     return None
 
@@ -160,11 +158,11 @@ def _operands(m: int, n: int, k: int) -> tuple[np.ndarray, ...]:
 
 
 SHAPES = ((96, 256, 64), (16, 24, 4096), (33, 40, 24))
-"""M, N, K of the trials: what is computed in tiles, what may be split along K, and a size that is no multiple of anything."""
+"""M, N, K of the trials: one for whole tiles, one that may be split along K, and one that is no multiple of a tile."""
 
 
 def _forward_trials(act: Activation, dtype: str) -> Iterator[tuple[str, Any, np.ndarray]]:
-    """(epilogue, its result in CuPy's memory, the reference's)."""
+    """Yield (epilogue, its result in CuPy's memory, the reference's result)."""
     for m, n, k in SHAPES:
         x, weight, bias, *_ = _operands(m, n, k)
         weight[:, 0] = 0.25
@@ -203,7 +201,7 @@ def _backward_trials(act: Activation, dtype: str) -> Iterator[tuple[str, Any, np
 
 
 def _tried(name: str, dtype: str, a: Any, b: Any, bias: Any, aux: Any) -> Any:
-    """The bits of a b with that epilogue, for those of a and b."""
+    """The bits of epilogue(a b), from the bits of a and b."""
     d = _bits(np.zeros((a.shape[0], b.shape[1])), dtype)
     if not _multiply(cupy_library(), name, dtype, a, b, d, bias, aux):
         raise LookupError(f"cuBLASLt has no {name} here")
@@ -211,7 +209,7 @@ def _tried(name: str, dtype: str, a: Any, b: Any, bias: Any, aux: Any) -> Any:
 
 
 def _bits(numbers: np.ndarray, dtype: str) -> Any:
-    """Numbers that 16 bits hold, in CuPy's memory; as bits, since CuPy has bfloat16 with ml_dtypes alone."""
+    """The bits, in CuPy's memory, of numbers that 16 bits hold. CuPy has bfloat16 itself only with ml_dtypes."""
     import cupy
 
     single = numbers.astype(np.float32)
@@ -228,7 +226,7 @@ def _numbers(bits: Any, dtype: str) -> np.ndarray:
 
 
 def _agree(got: np.ndarray, expected: np.ndarray, dtype: str) -> bool:
-    """Within one unit of rounding, of the number itself and of their typical size; NaN and inf where they belong."""
+    """True if both agree within one unit of rounding, of the number itself and of their typical size, NaN and inf included."""
     unit = 2.0**-10 if dtype == "float16" else 2.0**-7
     typical = np.sqrt(np.mean(expected[np.isfinite(expected)] ** 2))
     return np.allclose(got, expected, rtol=unit, atol=unit * typical, equal_nan=True)

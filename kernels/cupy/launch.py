@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..catalogue import ACTIVATIONS, Activation, Keep, formulas
+from ..applied import Applied, Needs
+from ..catalogue import ACTIVATIONS, Keep, formulas
 from .source import source
 
 WIDTH = 8
@@ -62,22 +63,17 @@ class Matrices(NamedTuple):
     up_bias: Any = None
 
 
-def forward(
-    library: Library, z: Matrices, y: Any, signs: Any, act: Activation, values: tuple, dropout: tuple | None = None
-) -> None:
-    """Write dropout(act(z + bias)) to y [M, N], which may be z, and to signs uint8 [M, ⌈N/8⌉] whether act(...) > 0, unless None.
-
-    dropout: (the array of one 64-bit seed, the threshold of random bits, the factor of what is kept).
-    """
+def forward(library: Library, z: Matrices, y: Any, signs: Any, applied: Applied) -> None:
+    """Write dropout(act(z + bias)) to y [M, N], which may be z, and to signs uint8 [M, ⌈N/8⌉] whether act(...) > 0, unless None."""
     m, n = y.shape
     if not (m and n):
         return
-    kernel = _kernel("act_fwd", y, z, act, values, {"value": (act.gate or act).value})
+    kernel = _kernel("act_fwd", y, z, applied, {"value": (applied.act.gate or applied.act).value})
     matrices = (z.z, z.up, y)
     operands = (z.z, z.up, z.bias, z.up_bias, y, signs)
     sizes = (m, n, library.strides(z.z)[0], library.strides(y)[0])
     with library.on_device(y):
-        _launch(library, kernel, _geometry(kernel, m, n), y, operands, dropout, sizes, matrices, values)
+        _launch(library, kernel, _geometry(kernel, m, n), y, operands, sizes, matrices, applied)
 
 
 class Gradients(NamedTuple):
@@ -91,13 +87,12 @@ class Gradients(NamedTuple):
 
 
 def backward(
-    library: Library, dy: Any, z: Matrices, signs: Any, kept: Keep, act: Activation, values: tuple, into: Gradients,
-    bias: bool, param: bool, dropout: tuple | None = None,
+    library: Library, dy: Any, z: Matrices, signs: Any, keep: Keep, applied: Applied, into: Gradients, needs: Needs
 ) -> Gradients:  # fmt: skip
     """dz = dropout(dy) ⊙ act'(z + bias) into `into`, with up both operands', and h = dropout(act(z + bias)); dz may be dy [M, N].
 
-    z: what was kept: z ("input"), y ("output"), or in its place the signs that `forward` wrote ("sign"). bias and param: whether the sums
-    over rows are wanted, float32 (float64 of float64): dbias [N], [2N] of a gated layer, and dparam [N] of the parameter that is an array.
+    z: what was kept: z ("input"), y ("output"), or in its place the signs that `forward` wrote ("sign"). dz and h are wanted where `into`
+    has them, the sums over rows where `needs` says so, float32 (float64 of float64): dbias [N], [2N] of a gated layer, and dparam [N].
     """
     m, n = dy.shape
     gated = z.up is not None
@@ -106,38 +101,38 @@ def backward(
 
     def sums(rows: int) -> tuple[Any, Any]:
         """What so many rows of threads add up."""
-        dbias = library.empty(dy, (rows, width), True) if bias else None
-        return dbias, library.empty(dy, (rows, n), True) if param else None
+        dbias = library.empty(dy, (rows, width), True) if needs.dbias else None
+        return dbias, library.empty(dy, (rows, n), True) if needs.dparam else None
 
     dbias, dparam = sums(0)
     if m and n:
-        kernel = _kernel("act_bwd", dy, z, act, values, formulas(act, values, kept))
+        kernel = _kernel("act_bwd", dy, z, applied, formulas(applied.act, applied.values, keep))
         matrices = (dy, z.z, z.up, into.dz, into.dup, into.h)
         strides = (0 if t is None else library.strides(t)[0] for t in (dy, z.z, into.dz))
         with library.on_device(dy):
             geometry = (rows, _), (_, down) = _geometry(kernel, m, n)
             dbias, dparam = sums(rows * down)
-            dup_bias = dbias[:, n:] if bias and gated else None
+            dup_bias = dbias[:, n:] if needs.dbias and gated else None
             operands = (dy, *z, signs, into.dz, into.dup, into.h, dbias, dup_bias, dparam)
-            _launch(library, kernel, geometry, dy, operands, dropout, (m, n, *strides, width), matrices, values)
+            _launch(library, kernel, geometry, dy, operands, (m, n, *strides, width), matrices, applied)
     return into._replace(
         dbias=dbias if dbias is None else dbias.sum(0), dparam=dparam if dparam is None else dparam.sum(0)
     )
 
 
-def mask(library: Library, factors: Any, dropout: tuple) -> None:
+def mask(library: Library, factors: Any, dropout: Any) -> None:
     """Write to factors [M, N], float32, what `forward` multiplies by."""
     m, n = factors.shape
     if m and n:
-        identity = ACTIVATIONS["identity"]
-        kernel = _kernel("dropout_mask", factors, Matrices(factors), identity, (), {"value": identity.value})
-        seed, threshold, scale = dropout
+        identity = Applied(ACTIVATIONS["identity"])
+        kernel = _kernel("dropout_mask", factors, Matrices(factors), identity, {"value": identity.act.value})
+        seed, threshold, scale = dropout.argument()
         arguments = (np.uint64(library.pointer(seed)), np.int64(threshold), np.float32(scale), np.int64(m), np.int64(n))
         with library.on_device(factors):
             kernel(*_geometry(kernel, m, n), (np.uint64(library.pointer(factors)), *arguments))
 
 
-def _launch(library: Library, kernel, geometry, like, operands, dropout, sizes, matrices, values: tuple) -> None:
+def _launch(library: Library, kernel, geometry, like, operands, sizes, matrices, applied: Applied) -> None:
     """Launch the kernel, by 16-byte vectors where all matrices allow it."""
     real = np.float64 if dtype_of(like) == "float64" else np.float32
     vector = all(
@@ -145,7 +140,8 @@ def _launch(library: Library, kernel, geometry, like, operands, dropout, sizes, 
         for t in matrices
         if t is not None
     )
-    seed, threshold, scale = dropout or (None, 0, 0.0)
+    values = applied.values
+    seed, threshold, scale = applied.dropout.argument() if applied.dropout else (None, 0, 0.0)
     arrays = [None if isinstance(value, float) else library.real(value, like) for value in values]
     params: list[Any] = []
     for value, array in zip(values, arrays, strict=True):
@@ -193,10 +189,11 @@ def dtype_of(array: Any) -> str:
     return str(array.dtype).removeprefix("torch.")
 
 
-def _kernel(name: str, like: Any, z: Matrices, act: Activation, values: tuple, functions: dict[str, Any]) -> Any:
+def _kernel(name: str, like: Any, z: Matrices, applied: Applied, functions: dict[str, Any]) -> Any:
+    act = applied.act
     pair = act.arity == 2 and act.gate is None
     wide = z.z is not None and z.z.dtype != like.dtype
-    arrays = tuple(not isinstance(value, float) for value in values)
+    arrays = tuple(not isinstance(value, float) for value in applied.values)
     return compiled(source(dtype_of(like), wide, arrays, z.up is not None and not pair, pair, **functions), name)
 
 

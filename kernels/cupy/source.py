@@ -22,10 +22,10 @@ def source(
     dtype: str, wide: bool, arrays: tuple[bool, ...], gated: bool, pair: bool, value: Callable, grad: Callable | None = None,
     grad_up: Callable | None = None, grad_param: Callable | None = None,
 ) -> str:  # fmt: skip
-    """The whole source for arrays of that dtype and an activation of these parameters, arrays or numbers; the derivative kernel where there
-    is a `grad`.
+    """The whole source for arrays of that dtype, with the derivative kernel where there is a `grad`.
 
-    wide: z is in the kernels' arithmetic, float32 or float64, whatever the dtype.
+    arrays: for each of the activation's parameters, whether it is an array or a number. wide: z is in the kernels' arithmetic, float32 or
+    float64, whatever the dtype.
     """
     formulas = {"value": value, "grad": grad, "grad_up": grad_up, "grad_param": grad_param}
     flags = {STORED[dtype]: True, "WIDE": wide, "PAIR": pair, "GATED": gated, "BACKWARD": grad, "LEARNED": grad_param}

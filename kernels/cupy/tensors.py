@@ -5,15 +5,16 @@ Kernels take the tensors' own memory by pointer. (By DLPack they would be CuPy a
 ml_dtypes alone.)
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..applied import Applied, Needs
 from ..catalogue import Activation, Keep
-from ..operands import Dropout, Operands, halves, rows_of, tensor_refusal
+from ..operands import Dropout, Layer, halves, tensor_refusal
 from ..unfused import unfused_dact, unfused_fwd
 from . import epilogues, launch
 from . import missing as _missing
@@ -66,20 +67,19 @@ TORCH = launch.Library(
 )
 
 
-def linear_fwd(operands: Operands, keep: Keep) -> tuple[Tensor, Tensor | None]:
+def linear_fwd(layer: Layer, applied: Applied, keep: Keep) -> tuple[Tensor, Tensor | None]:
     """(y [..., N], what to keep of it for backward beside y), as of the Triton kernels."""
-    return _fwd_by_epilogue(operands, keep) or unfused_fwd(operands, keep, act_fwd)
+    return _fwd_by_epilogue(layer, applied, keep) or unfused_fwd(layer, applied, keep, act_fwd)
 
 
-def _fwd_by_epilogue(operands: Operands, keep: Keep) -> tuple[Tensor, Tensor | None] | None:
+def _fwd_by_epilogue(layer: Layer, applied: Applied, keep: Keep) -> tuple[Tensor, Tensor | None] | None:
     """The same where cuBLASLt serves, else None."""
-    x, act, n = rows_of(operands.x), operands.act, operands.weight.shape[0]
-    kept = keep == "input"
-    if operands.gated or operands.dropout or keep == "sign" or (kept and not _keeps_z(x, act, n)):
+    x, weight, _, bias, *_ = layer.in_rows(False)
+    act, n, keeps_z = applied.act, weight.shape[0], keep == "input"
+    if applied.gated or applied.dropout or keep == "sign" or (keeps_z and not _keeps_z(x, act, n)):
         return None
-    weight, _, bias, _ = operands.halves()
-    found = epilogues.forward(TORCH, x, weight, bias, act, kept)
-    return found and (found[0].view(*operands.x.shape[:-1], n), found[1])
+    found = epilogues.forward(TORCH, x, weight, bias, act, keeps_z)
+    return found and (found[0].view(*layer.x.shape[:-1], n), found[1])
 
 
 def _keeps_z(like: Tensor, act: Activation, n: int) -> bool:
@@ -88,49 +88,43 @@ def _keeps_z(like: Tensor, act: Activation, n: int) -> bool:
 
 
 def linear_dact(
-    dy: Tensor, weight: Tensor, saved: Tensor, kept: Keep, act: Activation, values: tuple, gated: bool,
-    dropout: Dropout | None, needs: Sequence[bool],
+    dy: Tensor, weight: Tensor, saved: Tensor, keep: Keep, applied: Applied, needs: Needs
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """(dz [M, F], h [M, F], dbias float32 [F], dparam float32 [F]) for dy [M, N] and the down weight [N, F], as of the Triton kernels."""
+    act, _, gated, dropout = applied
     if not (gated or dropout) and saved.is_contiguous() and _keeps_z(dy, act, saved.shape[1]):
-        found = epilogues.backward(TORCH, dy, weight, saved, act, needs[1])
+        found = epilogues.backward(TORCH, dy, weight, saved, act, needs.dbias)
         if found:
             dz, dbias = found
-            h = torch.empty_like(saved) if needs[0] else None
+            h = torch.empty_like(saved) if needs.h else None
             if h is not None:
-                act_fwd(saved, h, None, act, values, gated, None)
+                act_fwd(saved, h, None, applied)
             return dz, h, dbias if dbias is None else dbias.float(), None
-    return unfused_dact(dy, weight, saved, kept, act, values, gated, dropout, needs, act_bwd)
+    return unfused_dact(dy, weight, saved, keep, applied, needs, act_bwd)
 
 
-def act_fwd(
-    z: Tensor, y: Tensor, signs: Tensor | None, act: Activation, values: tuple, gated: bool, dropout: Dropout | None
-) -> None:
+def act_fwd(z: Tensor, y: Tensor, signs: Tensor | None, applied: Applied) -> None:
     """Write dropout(act(z)) to y [M, N], as of the Triton kernels."""
-    matrices = launch.Matrices(*halves(z, y.shape[1], gated))
-    launch.forward(TORCH, matrices, y, signs, act, values, dropout and dropout.argument())
+    launch.forward(TORCH, launch.Matrices(*halves(z, y.shape[1], applied.gated)), y, signs, applied)
 
 
 def act_bwd(
-    dy: Tensor, saved: Tensor, kept: Keep, act: Activation, values: tuple, gated: bool, dropout: Dropout | None,
-    needs: Sequence[bool], dz: Tensor | None = None,
+    dy: Tensor, saved: Tensor, keep: Keep, applied: Applied, needs: Needs, dz: Tensor | None = None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """(dz, h, dbias float32, dparam float32) for dy [M, N] and saved z ("input"), y ("output") or signs ("sign"), as the Triton kernels."""
-    m, n = dy.shape
+    (m, n), gated = dy.shape, applied.gated
     saved = saved.contiguous()  # what a user's hooks give back may not be
-    if dz is None and needs[0]:
+    if dz is None and needs.dz:
         dz = dy.new_empty(m, 2 * n if gated else n)
-    matrix, signs = (None, saved) if kept == "sign" else (saved, None)
-    into = launch.Gradients(*halves(dz, n, gated), h=dy.new_empty(m, n) if needs[1] else None)
+    matrix, signs = (None, saved) if keep == "sign" else (saved, None)
+    into = launch.Gradients(*halves(dz, n, gated), h=dy.new_empty(m, n) if needs.h else None)
     z = launch.Matrices(*halves(matrix, n, gated))
-    found = launch.backward(
-        TORCH, dy, z, signs, kept, act, values, into, needs[2], needs[3], dropout and dropout.argument()
-    )
+    found = launch.backward(TORCH, dy, z, signs, keep, applied, into, needs)
     return dz, found.h, found.dbias, found.dparam
 
 
 def dropout_mask(dropout: Dropout, m: int, n: int) -> Tensor:
     """The factors that the kernels multiply h [m, n] by, float32."""
     factors = torch.empty(m, n, device=dropout.seed.device)
-    launch.mask(TORCH, factors, dropout.argument())
+    launch.mask(TORCH, factors, dropout)
     return factors

@@ -1,4 +1,4 @@
-"""What is known of a chip, and of torch's settings for it."""
+"""The properties of a chip, and torch's settings for it."""
 
 import functools
 from typing import NamedTuple
@@ -10,20 +10,20 @@ from . import INTERPRET
 
 
 class Machine(NamedTuple):
-    """A chip as the model of time sees it (dispatch.py)."""
+    """The properties of a chip that the model of time uses (dispatch.py)."""
 
     name: str
     capability: int  # 90 for compute capability 9.0
     processors: int
-    shared_bytes: int  # that one block may have
+    shared_bytes: int  # at most, for one block
     clock: float  # the highest, GHz
-    bandwidth: float  # of the device's memory, bytes per ns
+    bandwidth: float  # the device memory's, bytes per ns
     l2_bytes: int
     interpreted: bool = False
 
     @property
     def descriptors(self) -> bool:
-        """Has TMA."""
+        """True if the chip has TMA."""
         return self.capability >= 90
 
 
@@ -33,9 +33,9 @@ CHIPS = {
     "H200": Machine("NVIDIA H200", 90, 132, 227 * 1024, 1.98, 4800, 50 * 1024**2),
     "B200": Machine("NVIDIA B200", 100, 148, 227 * 1024, 1.965, 8000, 126 * 1024**2),
 }
-"""By the data sheets, for whoever asks about a chip that is not here."""
+"""Chips by their data sheets, for questions about one that is not here."""
 
-# Two processors, so that a program walks over several tiles there too; all that has a speed is an H200's.
+# Two processors, so that a program walks over several tiles there too. The speeds are an H200's.
 INTERPRETER = CHIPS["H200"]._replace(name="Triton's interpreter", processors=2, interpreted=True)
 
 
@@ -50,7 +50,7 @@ def gpu(index: int) -> Machine:
     from triton.runtime import driver
 
     torchs = torch.cuda.get_device_properties(index)
-    # torch's own clocks come and go with the version of CUDA; kHz, and two transfers a cycle
+    # Triton's, since torch has the clocks only with some versions of CUDA; kHz, and two transfers a cycle
     tritons = driver.active.utils.get_device_properties(index)
     bandwidth = 2e-6 * tritons["mem_clock_rate"] * tritons["mem_bus_width"] / 8
     return Machine(
@@ -67,8 +67,8 @@ def gpu(index: int) -> Machine:
 def precision(dtype: torch.dtype) -> str:
     """tl.dot's input precision: float32 products follow torch's own TF32 setting, which is off unless the user turns it on."""
     if dtype != torch.float32:
-        return "tf32"  # without meaning for 16-bit operands; one constant, so that they share a kernel
+        return "tf32"  # means nothing for 16-bit operands; always the same, so that they share a kernel
     matmul = torch.backends.cuda.matmul
-    if hasattr(matmul, "fp32_precision"):  # torch 2.9 on, where the older getters raise once a user has set this one
+    if hasattr(matmul, "fp32_precision"):  # since torch 2.9, where the older getters raise once a user has set this one
         return "tf32" if matmul.fp32_precision in ("tf32", "bf16") else "ieee"
     return "tf32" if matmul.allow_tf32 else "ieee"

@@ -1,5 +1,6 @@
-"""The ways to compute a product with its epilogue, the shipped tile shapes above all. dispatch.py chooses; nothing is timed at a call."""
+"""The ways to compute a product with its epilogue, mainly the shipped tile shapes. dispatch.py chooses; nothing is timed at a call."""
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -7,7 +8,8 @@ from . import release
 from .problem import DACT, DROPPED, GLU, LINEAR, Family
 
 OPTIONS = {"enable_fp_fusion": True}
-"""Of every launch. Triton 3.10 contracts a product and a sum by itself no more, which costs gelu 7 instructions an element; 3.9 warns."""
+"""Options of every launch. From Triton 3.10 on, products and sums fuse only with this option. Without it gelu takes 7 more instructions an
+element. 3.9 warns of that."""
 
 
 @dataclass(frozen=True)
@@ -23,24 +25,25 @@ class Config:
     PIECES: int = 1  # column pieces of the epilogue
     GROUP_M: int = 8
 
+    @functools.cached_property
     def constants(self) -> dict[str, int | bool]:
         """The kernel's compile-time arguments and launch options.
 
-        A persistent kernel is alone on its multiprocessor; told so by maxnreg, ptxas does not spill to leave registers to a second block.
+        A persistent kernel is alone on its multiprocessor. maxnreg tells ptxas so; else it spills to leave registers for a second block.
         """
         names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M", "PIECES", "num_warps", "num_stages")
         return {name: getattr(self, name) for name in names} | OPTIONS | ({"maxnreg": 255} if self.tma else {})
 
 
 def shared_bytes(config: Config, family: Family, itemsize: int) -> int:
-    """Shared memory: the stages of the operands, and the descriptor kernel's staging of the epilogue's pieces."""
+    """Bytes of shared memory: the stages of the operands, and the descriptor kernel's staging of the epilogue's pieces."""
     loads = config.num_stages * (config.BLOCK_M + config.BLOCK_N * family.products) * config.BLOCK_K * itemsize
     return loads + config.tma * family.staged * config.BLOCK_M * config.BLOCK_N // config.PIECES * itemsize
 
 
-# (family, descriptors?, bytes per element). What Triton 3.6 to 3.9 compile without a spill and within shared memory (`epilogue audit` under
-# each); none has been timed on a GPU yet. IEEE float32 products have no matrix instruction, so they stay with the pointer kernel, whose
-# small tiles hold them without spilling. BLOCK_N counts each of a gated layer's two accumulators.
+# (family, descriptors?, bytes per element) -> configs. Triton 3.6 to 3.9 compile them without a spill and within shared memory
+# (`epilogue audit` under each); none has been timed on a GPU yet. IEEE float32 products have no matrix instruction, so they stay with the
+# pointer kernel, whose small tiles hold them without spilling. BLOCK_N is the width of each of a gated layer's two accumulators.
 TABLE: dict[tuple[Family, bool, int], tuple[Config, ...]] = {
     (LINEAR, True, 2): (
         Config(128, 256, 64, 8, 3, True, PIECES=4),
@@ -60,12 +63,12 @@ TABLE: dict[tuple[Family, bool, int], tuple[Config, ...]] = {
         Config(64, 64, 32, 4, 4),
         Config(16, 64, 64, 4, 4),
     ),
-    (GLU, False, 2): (Config(128, 64, 32, 8, 3), Config(64, 64, 32, 4, 3), Config(16, 64, 64, 4, 3)),
+    (GLU, False, 2): (Config(128, 64, 32, 8, 3), Config(64, 64, 32, 4, 3), Config(16, 64, 64, 8, 3)),
     (LINEAR, False, 4): (Config(64, 64, 16, 4, 3), Config(16, 64, 32, 4, 3)),
     (GLU, False, 4): (Config(64, 32, 32, 4, 3), Config(16, 32, 32, 4, 3)),
-    # Pieces of 32 columns: this epilogue holds up to five tiles, and with pieces of 64 the widest spills. Those of 16 columns in float32:
-    # with 32 Triton 3.6 and 3.8 spill with dropout on sm_90, 3.9 without descriptors on sm_80; the last one's two pieces: with one
-    # Triton 3.8 spills on sm_100.
+    # Pieces have 32 columns: this epilogue holds up to five tiles, and with pieces of 64 the widest spills. In float32 the wider
+    # tiles have pieces of 16: with 32, Triton 3.6 and 3.8 spill with dropout on sm_90, and 3.9 spills without descriptors on sm_80. The
+    # table's last config has two pieces: with one, Triton 3.8 spills on sm_100.
     (DACT, True, 2): (
         Config(128, 256, 64, 8, 3, True, PIECES=8),
         Config(128, 128, 64, 8, 4, True, PIECES=4),
@@ -81,7 +84,7 @@ TABLE: dict[tuple[Family, bool, int], tuple[Config, ...]] = {
     (DACT, False, 4): (Config(64, 64, 16, 4, 3, PIECES=4), Config(16, 64, 32, 4, 3, PIECES=2)),
 }
 
-# With dropout the widest tile takes 20 s to compile, and spills where more is to be held (a learnable parameter's sums, a bit of h).
+# With dropout the widest tile takes 20 s to compile, and spills where it must hold more (a learnable parameter's sums, a bit of h).
 TABLE |= {
     (DROPPED, tma, itemsize): tuple(config for config in configs if config.BLOCK_N <= 128)
     for (family, tma, itemsize), configs in TABLE.items()
@@ -89,17 +92,18 @@ TABLE |= {
 }
 
 SPILLING = {"celu", "elu", "selu", "softplus"} if (release("triton") or (3, 7)) < (3, 7) else set()
-"""With these the gated backward's widest tile spills on sm_90 by Triton 3.6."""
+"""Activations with which the gated backward's widest tile spills on sm_90 under Triton 3.6."""
 
 
 def fitted(config: Config, activation: str, gated: bool) -> Config:
-    """The config with which this Triton compiles that activation without a spill: where it must be in half as wide pieces, more stores."""
+    """The config with which this Triton compiles that activation without a spill. Half as wide pieces cost stores, so only where needed."""
     narrow = gated and activation in SPILLING and (config.BLOCK_N, config.PIECES) == (256, 8)
     return replace(config, PIECES=16) if narrow else config
 
 
 POINTWISE = {"BLOCK_M": 8, "BLOCK_N": 128, "num_warps": 4, **OPTIONS}
-"""The block of the pointwise kernels, and how they are launched."""
+"""The block and the launch options of the pointwise kernels."""
 
 Choice = Config | Literal["unfused", "library"]
-"""The fused kernel with those tiles; cuBLAS and one pointwise kernel; cuBLASLt's epilogue, which has few functions and keeps no z."""
+"""A Config: the fused kernel with those tiles. "unfused": cuBLAS and one pointwise kernel. "library": cuBLASLt's own epilogue, which has
+few functions and keeps no z."""

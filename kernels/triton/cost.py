@@ -1,4 +1,4 @@
-"""What an activation costs in an epilogue: a weight for each operation that its formulas are made of."""
+"""The cost of an activation in an epilogue: the sum of a weight for each operation in its formulas."""
 
 import functools
 from collections import Counter
@@ -17,29 +17,29 @@ WEIGHTS = {
 }  # fmt: skip
 """Operation -> (instructions, special functions among them) per element on sm_90.
 
-Fitted by least squares to what Triton 3.9.0 makes of every formula of the catalogue (`epilogue audit` counts it), then rounded: off by
-0.8 instructions RMS and 7 at most, of laplace's 60. `log` is in no formula of the catalogue; it was counted alone.
+Fitted by least squares to the instructions that Triton 3.9.0 makes of every formula of the catalogue (`epilogue audit` counts them), then
+rounded. The error is 0.8 instructions RMS, and at most 7, of laplace's 60. No formula of the catalogue has `log`; it was counted alone.
 """
 
 ALIKE = {"-": "+", "minimum": "maximum", "/": "reciprocal", **dict.fromkeys(COMPARISONS, "where")}
-"""Operations that cost the same as another."""
+"""Operation -> another that costs the same."""
 
 UNKNOWN = (20.0, 2.0)
-"""Of a formula that is outside the grammar, a user's own: it is for the kernel to run or refuse, not for the choice of one."""
+"""The cost assumed for a user's formula outside the grammar. The kernel may refuse such a formula; the choice of a kernel must not."""
 
 
 def epilogue_formulas(act: Activation, backward: bool) -> list[Callable]:
-    """What a product kernel computes of each element: the value, in backward the derivatives and, for h, the value again."""
+    """The formulas that a product kernel computes for each element: the value; in backward the derivatives and, for h, the value again."""
     base = act.gate or act
     derivatives = [base.derivatives[operand] for operand in base.operands] if backward else []
     return [*derivatives, base.value]
 
 
 def operations(formula: Callable, arity: int, dtype: torch.dtype) -> Counter[str]:
-    """How often each operation is in the formula for results of that dtype, element by element.
+    """The number of each operation per element, in the formula for results of that dtype.
 
-    What depends on the activation's parameters alone is computed once for all elements, and does not count. A division by such a number
-    is a multiplication; of a product and the sum that alone takes it the compiler makes one operation, which "fused" counts.
+    A value that depends on the activation's parameters alone is computed once for all elements and does not count. A division by such a
+    value counts as a multiplication. The compiler fuses a product and a sum that is its only use; "fused" counts these.
     """
     arguments, values, _ = traced(formula, vocabulary(str(dtype).removeprefix("torch.")))
     varying = {argument.place for argument in arguments[:arity]}
@@ -68,7 +68,7 @@ def operations(formula: Callable, arity: int, dtype: torch.dtype) -> Counter[str
 
 @functools.cache
 def formula_cost(act: Activation, backward: bool, dtype: torch.dtype) -> tuple[float, float]:
-    """(instructions, special functions among them) per element, of results of that dtype; what two formulas share counts twice."""
+    """(instructions, special functions among them) per element, for results of that dtype. What two formulas share counts twice."""
     base = act.gate or act
     costs = [cost_of(formula, base.arity, dtype) for formula in epilogue_formulas(act, backward)]
     return sum(cost[0] for cost in costs), sum(cost[1] for cost in costs)

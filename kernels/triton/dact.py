@@ -4,27 +4,26 @@ The epilogue re-emits h = act(z), so that forward need not keep it for dW₂ = d
 gradient. Two kernels and a rule for arguments' names, as in linear.py.
 """
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..catalogue import Activation, Keep
-from ..operands import Dropout, halves
+from ..applied import Applied, Needs
+from ..catalogue import Keep
+from ..operands import halves
 from ..unfused import unfused_dact
 from .chips import machine, precision
 from .configs import Choice, Config
 from .dispatch import choose
-from .epilogue import Epilogue, Sums, column_pieces, dot, finish_backward, tile_position
+from .epilogue import Sums, column_pieces, dot, finish_backward, tile_position
 from .operands import (
     descriptor,
     descriptors_serve,
+    epilogue_of,
     gradient_functions,
     on_device,
-    param_arguments,
-    tile_argument,
+    tile_arguments,
     tiles,
 )
 from .pointwise import act_bwd
@@ -92,51 +91,46 @@ def linear_dact_tma_kernel(
 
 
 def linear_dact(
-    dy: Tensor, weight: Tensor, saved: Tensor, kept: Keep, act: Activation, values: tuple, gated: bool, dropout: Dropout | None,
-    needs: Sequence[bool], choice: Choice | None = None,
+    dy: Tensor, weight: Tensor, saved: Tensor, keep: Keep, applied: Applied, needs: Needs, choice: Choice | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """(dz [M, F], h [M, F], dbias float32 [F], dparam float32 [F]) for dy [M, N] and the down weight [N, F].
 
-    saved is what linear_fwd kept, by the same word `kept`: z ("input"), y ("output") or signs ("sign"); gated: gate|up [M, 2F], and so are
-    dz and dbias. needs: whether h, dbias and dparam are wanted; h follows from "input" alone.
+    saved is what linear_fwd kept, by the same word `keep`: z ("input"), y ("output") or signs ("sign"); gated: gate|up [M, 2F], and so are
+    dz and dbias. dz is always computed; h follows from "input" alone.
     """
     saved = saved.contiguous()  # what a user's hooks give back may not be
     if choice is None:
-        choice = choose(_problem(dy, weight, saved, kept, act, gated, dropout, needs[0]), machine(dy))
-    call = dy, weight, saved, kept, act, values, gated, dropout, needs
+        choice = choose(_problem(dy, weight, saved, keep, applied, needs.h), machine(dy))
+    call = dy, weight, saved, keep, applied, needs
     return _fused_dact(*call, choice) if isinstance(choice, Config) else unfused_dact(*call, act_bwd)
 
 
-def _problem(
-    dy, weight, saved, kept: Keep, act: Activation, gated: bool, dropout: Dropout | None, emits: bool
-) -> Problem:
+def _problem(dy: Tensor, weight: Tensor, saved: Tensor, keep: Keep, applied: Applied, emits: bool) -> Problem:
     (m, k), n = dy.shape, weight.shape[1]
-    serve = descriptors_serve(dy, weight, None if kept == "sign" else saved)
-    return backward_problem(m, n, k, dy.dtype, act, gated, dropout is not None, emits, serve)
+    serve = descriptors_serve(dy, weight, None if keep == "sign" else saved)
+    dropout = applied.dropout is not None
+    return backward_problem(m, n, k, dy.dtype, applied.act, applied.gated, dropout, emits, serve)
 
 
 def _fused_dact(
-    dy: Tensor, weight: Tensor, saved: Tensor, kept: Keep, act: Activation, values: tuple, gated: bool, dropout: Dropout | None,
-    needs: Sequence[bool], config: Config,
+    dy: Tensor, weight: Tensor, saved: Tensor, keep: Keep, applied: Applied, needs: Needs, config: Config
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    m, n = dy.shape[0], weight.shape[1]
+    m, n, gated = dy.shape[0], weight.shape[1], applied.gated
     width = 2 * n if gated else n
     dz = dy.new_empty(m, width)
-    h = dy.new_empty(m, n) if needs[0] else None
+    h = dy.new_empty(m, n) if needs.h else None
     rows_of_tiles = triton.cdiv(m, config.BLOCK_M)
-    dbias = dy.new_empty(rows_of_tiles, width, dtype=torch.float32) if needs[1] else None
-    dparam = dy.new_empty(rows_of_tiles, n, dtype=torch.float32) if needs[2] else None
+    dbias = dy.new_empty(rows_of_tiles, width, dtype=torch.float32) if needs.dbias else None
+    dparam = dy.new_empty(rows_of_tiles, n, dtype=torch.float32) if needs.dparam else None
     if m and n:
-        matrix, signs = (None, saved) if kept == "sign" else (saved, None)
-        params, strides = param_arguments(values)
-        functions = gradient_functions(act, values, dy.dtype, kept)
-        constants = {**functions, "PARAM_STRIDES": strides, "PRECISION": precision(dy.dtype), **config.constants()}
+        matrix, signs = (None, saved) if keep == "sign" else (saved, None)
+        functions = gradient_functions(applied, dy.dtype, keep)
+        constants = {**functions, "PRECISION": precision(dy.dtype), **config.constants}
         block = (config.BLOCK_M, config.BLOCK_N // config.PIECES) if config.tma else None
-        matrices = (*halves(matrix, n, gated), *halves(dz, n, gated), h)
-        stride = 0 if matrix is None else matrix.stride(0)
-        epilogue = Epilogue(None, None, params, dropout and dropout.argument(), stride, signs)
+        matrices = tile_arguments(block, *halves(matrix, n, gated), *halves(dz, n, gated), h)
+        epilogue = epilogue_of(applied, stride=0 if matrix is None else matrix.stride(0), signs=signs)
         sums = Sums(*halves(dbias, n, gated), dz.stride(0), dparam)
-        arguments = *(tile_argument(each, block) for each in matrices), epilogue, sums, m, n, dy.shape[1]
+        arguments = *matrices, epilogue, sums, m, n, dy.shape[1]
         with on_device(dy):
             if config.tma:
                 loads = (

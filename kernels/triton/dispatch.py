@@ -1,6 +1,6 @@
-"""Which of the ways to compute a product with its epilogue a call takes: measured where `epilogue tune` was here, else predicted.
+"""The choice among the ways to compute a product with its epilogue: measured where `epilogue tune` has run, else predicted.
 
-A choice depends on the problem, the chip and the tuned table alone, so that the same call takes the same way every time.
+A choice depends on the problem, the chip and the tuned table alone, so the same call takes the same way every time.
 """
 
 import functools
@@ -24,18 +24,17 @@ class Candidate(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def choose(problem: Problem, chip: Machine) -> Choice:
-    """The choice of least time. The interpreter has no speed to speak of; it runs the kernels, which is what it is for."""
+    """The choice of least time. In the interpreter that is always a fused kernel, which is what it is there to test."""
     return candidates(problem, chip)[0].choice
 
 
 def candidates(problem: Problem, chip: Machine) -> list[Candidate]:
-    """Every choice that can be predicted, the best first, and before them what was measured of this problem."""
+    """Every choice whose time can be predicted, fastest first; before them the one that was measured for this problem, if any."""
     itemsize = problem.dtype.itemsize
     configs = [fitted(c, problem.activation, problem.gated) for c in TABLE[problem.family, problem.tma, itemsize]]
     fitting = [c for c in configs if shared_bytes(c, problem.family, itemsize) <= chip.shared_bytes] or [configs[-1]]
-    fitting.sort(
-        key=lambda config: config.BLOCK_M * config.BLOCK_N
-    )  # where memory decides, small tiles: more loads are under way
+    # Small tiles first: where memory decides, the times are equal, and small tiles have more loads under way.
+    fitting.sort(key=lambda config: config.BLOCK_M * config.BLOCK_N)
     predicted = [Candidate(config, fused_time(problem, config, chip), False) for config in fitting]
     if not chip.interpreted:
         predicted.append(Candidate("unfused", unfused_time(problem, chip), False))
@@ -48,31 +47,31 @@ def candidates(problem: Problem, chip: Machine) -> list[Candidate]:
 
 # --- the model
 #
-# A roofline with waves: a multiprocessor works through ceil(tiles / processors) tiles, and no kernel is faster than its bytes. A tile
-# takes, per step of K, the longer of its arithmetic and its loads from L2 and a quarter of the shorter (they overlap, not wholly), and then
-# its epilogue: the formulas' instructions (cost.py), and what it reads and writes. What cuBLAS does is taken to be the same with the
-# best of its tiles, an epilogue hidden under the next tile's product, and K split where tiles are few.
+# A roofline with waves: a multiprocessor works through ceil(tiles / processors) tiles, and no kernel is faster than its memory traffic. Per
+# step of K, a tile takes the longer of its arithmetic and its loads from L2, plus a quarter of the shorter, since the two overlap but not
+# wholly. Then comes its epilogue: the formulas' instructions (cost.py), its reads and its writes. cuBLAS is modelled in the same way, with
+# the best of its tiles, an epilogue hidden under the next tile's product, and K split where tiles are few.
 
 MULTIPLY_ADDS = {80: 1024, 90: 2048, 100: 4096, 103: 4096}
-"""Per multiprocessor and cycle, dense 16-bit operands; TF32 half of it. Other chips: 512."""
+"""Multiply-adds per multiprocessor and cycle, for dense 16-bit operands; half as many for TF32. Other chips: 512."""
 IEEE_MULTIPLY_ADDS = {80: 64}
 """The same in IEEE float32, without matrix units. Other chips: 128."""
 MATRIX_SHARE, STREAM_SHARE = 0.855, 0.90
-"""Of those rates and of the memory's bandwidth, what a kernel reaches. With them an 8192³ product of 128 x 256 tiles comes, its last wave
-aside, to 780 TFLOP/s, and a copy to 4.3 TB/s: measured on one H200."""
+"""The shares of those rates and of the memory's bandwidth that a kernel reaches. They give 780 TFLOP/s for an 8192³ product of 128 x 256
+tiles, its last wave aside, and 4.3 TB/s for a copy, as measured on one H200."""
 L2_WIDTH = 60
-"""Bytes that a multiprocessor loads from L2 in a cycle, an estimate: the data sheet's 64 are not reached."""
+"""Bytes that a multiprocessor loads from L2 in a cycle. An estimate: kernels do not reach the data sheet's 64."""
 PIPELINE = {True: 0.99, False: 0.94}
-"""Of cuBLAS's rate, what Triton's loop over K reaches with descriptors and with pointers, its epilogue aside: published for sm_90 at
-8192 x 8192 x 4096 (Triton's tutorial 09: 97.5 % with the epilogue, 94 %), and taken to hold elsewhere."""
+"""Descriptors? -> the share of cuBLAS's rate that Triton's loop over K reaches, its epilogue aside. Published for sm_90 at
+8192 x 8192 x 4096 (Triton's tutorial 09: 97.5 % with the epilogue, 94 %), and assumed to hold elsewhere."""
 IEEE_PIPELINE = 0.6
-"""The same without matrix units, an estimate: the kernels' tiles are chosen to not spill, cuBLAS's are written by hand."""
+"""The same share without matrix units. An estimate: our tiles are chosen not to spill, cuBLAS's kernels are written by hand."""
 ISSUED, SPECIAL = 128, 16
 """Instructions and special functions that a multiprocessor completes in a cycle, over all lanes (CUDA programming guide)."""
 MOVED = 6
-"""Instructions per element and matrix that an epilogue reads or writes: conversion, addresses, shared memory. An estimate."""
+"""Instructions per element of each matrix that an epilogue reads or writes: conversion, addresses, shared memory. An estimate."""
 LAUNCH = 2.0
-"""Microseconds from the start of a kernel to the start of the next that waits for it, beyond its work. An estimate."""
+"""Microseconds that a kernel takes beyond its work, before the next kernel, which waits for it, can start. An estimate."""
 CUBLAS_TILES = ((256, 128), (128, 256), (128, 128), (64, 128), (64, 64))
 
 
@@ -92,7 +91,7 @@ def fused_time(problem: Problem, config: Config, chip: Machine) -> float:
 
 
 def unfused_time(problem: Problem, chip: Machine) -> float:
-    """Microseconds of cuBLAS and one pointwise kernel, which reads what cuBLAS wrote from L2 where it fits into half of it."""
+    """Microseconds of cuBLAS and one pointwise kernel, which reads cuBLAS's result from L2 where that fits into half of L2."""
     m, n, k, itemsize = problem.m, problem.n, problem.k, problem.dtype.itemsize
     between = problem.family.products  # matrices [m, n] that cuBLAS leaves
     operands, left = (m + n * between) * k * itemsize, between * m * n * itemsize
@@ -105,7 +104,7 @@ def unfused_time(problem: Problem, chip: Machine) -> float:
 
 
 def _product_cycles(problem: Problem, rows: int, columns: int, chip: Machine) -> float:
-    """Of a tile's loop over K at cuBLAS's rate."""
+    """Cycles of a tile's loop over K at cuBLAS's rate."""
     if problem.precision == "ieee":
         rate: float = IEEE_MULTIPLY_ADDS.get(chip.capability, 128)
     else:
@@ -128,5 +127,5 @@ def _issue(problem: Problem, moved: int) -> float:
 
 
 def _longer(cycles: float, bytes_: float, chip: Machine) -> float:
-    """Microseconds of that many cycles on every multiprocessor, or of that many bytes of memory, whichever are more."""
+    """Microseconds of that many cycles on every multiprocessor, or of that many bytes of memory, whichever take longer."""
     return max(cycles / chip.clock, bytes_ / (chip.bandwidth * STREAM_SHARE)) / 1e3

@@ -1,4 +1,4 @@
-"""Dropout inside an epilogue: a mask that is a function of a seed and the position alone, so that nothing of it is stored."""
+"""Dropout inside an epilogue. The mask is a function of a seed and the position alone, so it is never stored."""
 
 import torch
 import triton
@@ -11,11 +11,11 @@ from .configs import OPTIONS
 
 @triton.jit
 def drawn(dropout, row, col, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Which of the elements (row + i, col + j) a dropout keeps, as bytes of 1 and 0.
+    """The mask of the elements (row + i, col + j) that a dropout keeps, as bytes of 1 and 0.
 
     dropout: (pointer to a 64-bit seed, threshold, 1/(1-p)). An element is kept where its 32 random bits, as a signed number, reach the
     threshold. They are one of four words that Philox4x32-7 (Salmon et al. 2011, doi:10.1145/2063384.2063405) makes of the counter
-    (column // 4, row), whatever the tile's shape: backward draws forward's mask. col is a multiple of 4.
+    (column // 4, row). The tile's shape does not matter, so backward draws forward's mask. col must be a multiple of 4.
     """
     groups = (col // 4 + tl.arange(0, COLS // 4))[None, :] + tl.zeros((ROWS, 1), tl.int32)
     rows = (row + tl.arange(0, ROWS))[:, None] + tl.zeros((1, COLS // 4), tl.int32)
@@ -28,7 +28,7 @@ def drawn(dropout, row, col, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 @triton.jit
 def dropped(y, kept, dropout):
-    """y · 1/(1-p) where `drawn` kept it, else 0. Bytes move to the tile's layout here, rather than float32 factors."""
+    """y · 1/(1-p) where `drawn` kept it, else 0. The mask moves to the tile's layout as bytes, not as float32 factors."""
     return tl.where(kept != 0, y * dropout[2], 0.0)
 
 

@@ -9,17 +9,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..applied import Applied
 from ..catalogue import Keep
-from ..operands import Operands, halves, rows_of
+from ..operands import Layer, halves, rows_of
 from ..unfused import library_fwd, unfused_fwd
 from .chips import machine, precision
 from .configs import Choice, Config
 from .dispatch import choose
-from .epilogue import Epilogue, column_pieces, dot, finish, store_tile, tile_position
-from .operands import descriptor, descriptors_serve, on_device, param_arguments, tile_argument, tiles
+from .epilogue import column_pieces, dot, finish, store_tile, tile_position
+from .operands import descriptor, descriptors_serve, epilogue_of, forward_functions, on_device, tile_arguments, tiles
 from .pointwise import act_fwd
 from .problem import Problem, forward_problem
-from .vocabulary import device_function
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -102,46 +102,45 @@ def linear_fwd_tma_kernel(
             store_tile(y_desc, N, y, row, col, M, N, True)
 
 
-def linear_fwd(operands: Operands, keep: Keep, choice: Choice | None = None) -> tuple[Tensor, Tensor | None]:
+def linear_fwd(
+    layer: Layer, applied: Applied, keep: Keep, choice: Choice | None = None
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """(y [..., N], what to keep of it for backward beside y).
 
     keep "input": z [M, N] or gate|up [M, 2N]; "sign": whether act(z) > 0, bits in uint8 [M, ⌈N/8⌉]; else None.
     """
+    rows = layer.in_rows(applied.gated)
     if choice is None:
-        choice = choose(_problem(operands, keep), machine(operands.x))
-    if isinstance(choice, Config):
-        return _fused_fwd(operands, keep, choice)
-    return (library_fwd(operands), None) if choice == "library" else unfused_fwd(operands, keep, act_fwd)
+        choice = choose(_problem(rows, applied, keep), machine(layer.x))
+    if choice == "library":
+        return library_fwd(layer, applied.act), None
+    if choice == "unfused":
+        return unfused_fwd(layer, applied, keep, act_fwd)
+    y = layer.x.new_empty(*layer.x.shape[:-1], rows.weight.shape[0])
+    return y, _fused_fwd(rows, applied, keep, choice, rows_of(y))
 
 
-def _problem(operands: Operands, keep: Keep) -> Problem:
-    x, act, gated = rows_of(operands.x), operands.act, operands.gated
-    weight, up, _, _ = operands.halves()
+def _problem(layer: Layer, applied: Applied, keep: Keep) -> Problem:
+    x, weight, up, bias, *_ = layer
     (m, k), n = x.shape, weight.shape[0]
-    with_bias, dropped = operands.bias is not None, operands.dropout is not None
+    act, _, gated, dropout = applied
     serve = descriptors_serve(x, weight, up)
-    return forward_problem(m, n, k, x.dtype, act, gated, with_bias, dropped, keep, serve)
+    return forward_problem(m, n, k, x.dtype, act, gated, bias is not None, dropout is not None, keep, serve)
 
 
-def _fused_fwd(operands: Operands, keep: Keep, config: Config) -> tuple[Tensor, Tensor | None]:
-    x, act, gated = rows_of(operands.x), operands.act, operands.gated
-    weight, up, bias, up_bias = operands.halves()
-    m, n = x.shape[0], weight.shape[0]
-    y = x.new_empty(*operands.x.shape[:-1], n)
+def _fused_fwd(layer: Layer, applied: Applied, keep: Keep, config: Config, y: Tensor) -> Tensor | None:
+    """Write y [M, N]; returns what to keep beside it."""
+    x, weight, up, bias, up_bias, _ = layer
+    (m, n), gated = y.shape, applied.gated
     z = x.new_empty(m, 2 * n if gated else n) if keep == "input" else None
     signs = x.new_empty(m, triton.cdiv(n, 8), dtype=torch.uint8) if keep == "sign" else None
     kept = signs if z is None else z
     if y.numel() == 0:
-        return y, kept
-    params, strides = param_arguments(operands.values)
-    constants = {
-        "value": device_function((act.gate or act).value, x.dtype), "GATED": act.arity == 1 or act.gate is not None,
-        "PARAM_STRIDES": strides, "PRECISION": precision(x.dtype), **config.constants(),
-    }  # fmt: skip
+        return kept
+    constants = {**forward_functions(applied, x.dtype), "PRECISION": precision(x.dtype), **config.constants}
     block = (config.BLOCK_M, config.BLOCK_N // config.PIECES) if config.tma else None
-    results = [tile_argument(matrix, block) for matrix in (rows_of(y), *halves(z, n, gated))]
-    dropout = operands.dropout and operands.dropout.argument()
-    epilogue = Epilogue(bias, up_bias, params, dropout, 0 if z is None else z.stride(0), signs)
+    results = tile_arguments(block, y, *halves(z, n, gated))
+    epilogue = epilogue_of(applied, bias, up_bias, 0 if z is None else z.stride(0), signs)
     arguments = *results, epilogue, m, n, x.shape[1]
     with on_device(x):
         if config.tma:
@@ -152,4 +151,4 @@ def _fused_fwd(operands: Operands, keep: Keep, config: Config) -> tuple[Tensor, 
         else:
             strides = (*x.stride(), *weight.stride(), *((0, 0) if up is None else up.stride()))
             linear_fwd_kernel[(tiles(m, n, config),)](x, weight, up, *arguments, *strides, **constants)
-    return y, kept
+    return kept

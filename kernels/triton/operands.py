@@ -1,5 +1,6 @@
 """What every launch of a Triton kernel needs."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,22 +8,46 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ..catalogue import Activation, Keep, formulas
+from ..applied import Applied
+from ..catalogue import Keep, formulas
 from .chips import machine, precision
 from .configs import Config
+from .epilogue import Epilogue
 from .vocabulary import device_function
 
 
-def param_arguments(values: tuple) -> tuple[tuple, tuple]:
-    """(kernel arguments, PARAM_STRIDES) of an activation's parameters."""
-    strides = tuple((0 if v.numel() == 1 else 1) if isinstance(v, Tensor) else None for v in values)
-    return tuple(v.resolve_neg().contiguous() if isinstance(v, Tensor) else v for v in values), strides
+def epilogue_of(
+    applied: Applied,
+    bias: Tensor | None = None,
+    up_bias: Tensor | None = None,
+    stride: int = 0,
+    signs: Tensor | None = None,
+) -> Epilogue:
+    """The record that kernels take. stride: the distance of the rows of z, kept or to be kept; signs: in its place, packed bits."""
+    params = tuple(v.resolve_neg().contiguous() if isinstance(v, Tensor) else v for v in applied.values)
+    return Epilogue(bias, up_bias, params, applied.dropout and applied.dropout.argument(), stride, signs)
 
 
-def gradient_functions(act: Activation, values: tuple, dtype: torch.dtype, kept: Keep) -> dict[str, Any]:
-    """The derivative kernels' functions for this activation and what was kept."""
-    found = formulas(act, values, kept)
-    return {name: formula and device_function(formula, dtype) for name, formula in found.items()}
+def forward_functions(applied: Applied, dtype: torch.dtype) -> dict[str, Any]:
+    """The forward kernels' compile-time arguments for this activation."""
+    act = applied.act.gate or applied.act
+    return {
+        "value": device_function(act.value, dtype),
+        "GATED": act.arity == 1,
+        "PARAM_STRIDES": _param_strides(applied.values),
+    }
+
+
+def gradient_functions(applied: Applied, dtype: torch.dtype, keep: Keep) -> dict[str, Any]:
+    """The derivative kernels' compile-time arguments for this activation and what was kept."""
+    found = formulas(applied.act, applied.values, keep)
+    functions = {name: formula and device_function(formula, dtype) for name, formula in found.items()}
+    return {**functions, "PARAM_STRIDES": _param_strides(applied.values)}
+
+
+def _param_strides(values: tuple) -> tuple[int | None, ...]:
+    """The stride of each parameter along the columns, 0 of one element; None of a number."""
+    return tuple((0 if v.numel() == 1 else 1) if isinstance(v, Tensor) else None for v in values)
 
 
 def on_device(x: Tensor) -> Any:
@@ -38,9 +63,11 @@ def descriptor(matrix: Tensor | None, block: tuple[int, int]) -> TensorDescripto
     return None if matrix is None else TensorDescriptor.from_tensor(matrix, list(block))
 
 
-def tile_argument(matrix: Tensor | None, block: tuple[int, int] | None) -> Tensor | TensorDescriptor | None:
-    """The matrix as an epilogue takes it: a descriptor of blocks of that size, or itself."""
-    return matrix if block is None else descriptor(matrix, block)
+def tile_arguments(
+    block: tuple[int, int] | None, *matrices: Tensor | None
+) -> Sequence[Tensor | TensorDescriptor | None]:
+    """The matrices as an epilogue takes them: as descriptors of blocks of that size, or as they are."""
+    return matrices if block is None else [descriptor(matrix, block) for matrix in matrices]
 
 
 def descriptors_serve(*matrices: Tensor | None) -> bool:

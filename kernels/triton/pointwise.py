@@ -4,20 +4,18 @@ A single layer's backward always runs so: fusing the derivative into dx = dz W a
 The other products do where their fused kernel would be slower (dispatch.py).
 """
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..catalogue import Activation, Keep
-from ..operands import Dropout, halves
+from ..applied import Applied, Needs
+from ..catalogue import Keep
+from ..operands import halves
 from .chips import machine
 from .configs import POINTWISE
 from .dropout import drawn, dropped
 from .epilogue import (
-    Epilogue,
     Sums,
     activate,
     finish,
@@ -30,8 +28,7 @@ from .epilogue import (
     widened,
     z_gradient,
 )
-from .operands import gradient_functions, on_device, param_arguments
-from .vocabulary import device_function
+from .operands import epilogue_of, forward_functions, gradient_functions, on_device
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -108,52 +105,44 @@ def act_bwd_kernel(
         tl.store(sums.dparam + out * N + cols, tl.sum(sum_param, 0), mask=col_mask)
 
 
-def act_fwd(
-    z: Tensor, y: Tensor, signs: Tensor | None, act: Activation, values: tuple, gated: bool, dropout: Dropout | None
-) -> None:
+def act_fwd(z: Tensor, y: Tensor, signs: Tensor | None, applied: Applied) -> None:
     """Write dropout(act(z)) to y [M, N], which may be z, and to signs [M, ⌈N/8⌉] whether act(z) > 0. z [M, N], gated: gate|up [M, 2N]."""
     m, n = y.shape
     if not y.numel():
         return
-    params, strides = param_arguments(values)
-    epilogue = Epilogue(params=params, dropout=dropout and dropout.argument(), signs=signs)
     grid = triton.cdiv(m, POINTWISE["BLOCK_M"]), triton.cdiv(n, POINTWISE["BLOCK_N"])
     with on_device(y):
         act_fwd_kernel[grid](
-            *halves(z, n, gated), y, epilogue, m, n, z.stride(0),
-            value=device_function((act.gate or act).value, y.dtype), GATED=act.arity == 1 or act.gate is not None,
-            PARAM_STRIDES=strides, **POINTWISE,
+            *halves(z, n, applied.gated), y, epilogue_of(applied, signs=signs), m, n, z.stride(0),
+            **forward_functions(applied, y.dtype), **POINTWISE,
         )  # fmt: skip
 
 
 def act_bwd(
-    dy: Tensor, saved: Tensor, kept: Keep, act: Activation, values: tuple, gated: bool, dropout: Dropout | None,
-    needs: Sequence[bool], dz: Tensor | None = None,
+    dy: Tensor, saved: Tensor, keep: Keep, applied: Applied, needs: Needs, dz: Tensor | None = None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """(dz, h, dbias float32, dparam float32) for dy [M, N] and saved z ("input"), y ("output") or signs ("sign").
 
-    gated: saved and dz are gate|up [M, 2N], dbias [2N]. needs: which of the four to compute. dparam is the learnable tensor's gradient, per
-    column: [N]. dz is written to the one given, which may be dy.
+    gated: saved and dz are gate|up [M, 2N], dbias [2N]. dparam is the learnable tensor's gradient, per column: [N]. dz is written to the
+    one given, which may be dy.
     """
-    m, n = dy.shape
+    (m, n), gated = dy.shape, applied.gated
     saved = saved.contiguous()  # what a user's hooks give back may not be
     width = 2 * n if gated else n
     programs, rows_per_program = _row_programs(m, n, machine(dy).processors)
-    if dz is None and needs[0]:
+    if dz is None and needs.dz:
         dz = dy.new_empty(m, width)
-    h = dy.new_empty(m, n) if needs[1] else None
-    dbias = dy.new_empty(programs, width, dtype=torch.float32) if needs[2] else None
-    dparam = dy.new_empty(programs, n, dtype=torch.float32) if needs[3] else None
+    h = dy.new_empty(m, n) if needs.h else None
+    dbias = dy.new_empty(programs, width, dtype=torch.float32) if needs.dbias else None
+    dparam = dy.new_empty(programs, n, dtype=torch.float32) if needs.dparam else None
     if dy.numel():
-        matrix, signs = (None, saved) if kept == "sign" else (saved, None)
-        params, strides = param_arguments(values)
-        stride = 0 if matrix is None else matrix.stride(0)
-        epilogue = Epilogue(None, None, params, dropout and dropout.argument(), stride, signs)
+        matrix, signs = (None, saved) if keep == "sign" else (saved, None)
+        epilogue = epilogue_of(applied, stride=0 if matrix is None else matrix.stride(0), signs=signs)
         sums = Sums(*halves(dbias, n, gated), width, dparam)
         with on_device(dy):
             act_bwd_kernel[(programs, triton.cdiv(n, POINTWISE["BLOCK_N"]))](
                 dy, *halves(matrix, n, gated), *halves(dz, n, gated), h, epilogue, sums, m, n, *dy.stride(), rows_per_program,
-                **gradient_functions(act, values, dy.dtype, kept), PARAM_STRIDES=strides, **POINTWISE,
+                **gradient_functions(applied, dy.dtype, keep), **POINTWISE,
             )  # fmt: skip
     return dz, h, None if dbias is None else dbias.sum(0), None if dparam is None else dparam.sum(0)
 

@@ -1,4 +1,4 @@
-"""A product with its epilogue as the choice of a kernel sees it. A call and `epilogue.explain` both build it here."""
+"""A product with its epilogue, as the choice of a kernel sees it. Calls and `epilogue.explain` both build it here."""
 
 from typing import NamedTuple
 
@@ -43,12 +43,12 @@ class Problem(NamedTuple):
 
     @property
     def reads(self) -> int:
-        """Matrices [m, n] that the epilogue reads: z, and up."""
+        """The number of matrices [m, n] that the epilogue reads: in backward z, and up in a gated layer."""
         return (1 + self.gated) * self.backward
 
     @property
     def writes(self) -> int:
-        """Matrices [m, n] that it writes: y and z, or dz and h; gated z and dz are two."""
+        """The number of matrices [m, n] that it writes: y and z, or dz and h. A gated z or dz counts as two."""
         return (1 + self.gated + self.keeps) if self.backward else (1 + self.keeps * (1 + self.gated))
 
 
@@ -56,7 +56,7 @@ def forward_problem(
     m: int, n: int, k: int, dtype: torch.dtype, act: Activation, gated: bool, bias: bool, dropout: bool, keep: Keep,
     descriptors: bool,
 ) -> Problem:  # fmt: skip
-    """Of a layer from k to n features. descriptors: whether tensor descriptors serve x and the weights."""
+    """The problem of a layer's forward from k to n features. descriptors: whether tensor descriptors serve x and the weights."""
     problem = _problem(GLU if gated else LINEAR, m, n, k, dtype, act, gated, keep == "input", descriptors)
     return problem._replace(library=library_serves(act, keep, gated, bias, dropout))
 
@@ -64,9 +64,9 @@ def forward_problem(
 def backward_problem(
     m: int, n: int, k: int, dtype: torch.dtype, act: Activation, gated: bool, dropout: bool, emits: bool, descriptors: bool
 ) -> Problem:  # fmt: skip
-    """Of dz for an MLP of n hidden and k output features. emits: whether h is written for the down weight's gradient.
+    """The problem of dz, for an MLP of n hidden and k output features.
 
-    descriptors: whether they serve dy, the down weight and what was kept.
+    emits: whether h is written for the down weight's gradient. descriptors: whether they serve dy, the down weight and the kept tensor.
     """
     return _problem(DROPPED if dropout else DACT, m, n, k, dtype, act, gated, emits, descriptors)
 

@@ -1,7 +1,7 @@
-"""What `epilogue tune` measured: a file per GPU in the user's cache, and where there is one, the file that is shipped for that GPU.
+"""The measurements of `epilogue tune`: a file per GPU in the user's cache, and the file shipped for that GPU, where there is one.
 
-A file: {"gpu", "driver", "torch", "triton", "entries": [{"problem": …, "choice": …, "us": …}, …]}. The user's counts only on what it was
-measured on; the shipped one, where the user has none, for every machine with that GPU.
+A file: {"gpu", "driver", "torch", "triton", "entries": [{"problem": …, "choice": …, "us": …}, …]}. The user's file counts only for the GPU,
+driver, torch and Triton it was measured with. The shipped one counts on every machine with that GPU, where the user's has no entry.
 """
 
 import functools
@@ -25,13 +25,15 @@ from .problem import DACT, DROPPED, GLU, LINEAR, Problem
 SHIPPED = Path(__file__).with_name("tuned")
 _FAMILIES = {"linear": LINEAR, "glu": GLU, "dact": DACT, "dact dropout": DROPPED}
 STANDS_FOR_ALL = {False: "gelu", True: "silu"}
-"""The activation that is compiled and measured for all, of a plain and of a gated layer."""
+"""Gated? -> the activation that is compiled and measured in place of all others."""
 
 Table = dict[Problem, tuple[Choice, float]]
 
 
 def lookup(problem: Problem, chip: Machine) -> tuple[Choice, float] | None:
-    """(choice, microseconds) of what was measured nearest to the problem: the same n and k, m rounded up to a power of two."""
+    """(choice, microseconds) as measured for the same n and k, and m rounded up to a power of two; None where absent.
+
+    An activation that was not measured itself has the choice of the one that stands for all."""
     table = load(chip)
     key = key_of(problem)
     if key in table:
@@ -49,7 +51,7 @@ def key_of(problem: Problem) -> Problem:
 
 @functools.cache
 def load(chip: Machine) -> Table:
-    """All that is known of this chip. A file that cannot be read, or was measured on another machine, is left out with a warning."""
+    """All measurements of this chip. A file that cannot be read, or was measured on another machine, is left out with a warning."""
     known: Table = {}
     shipped, users = SHIPPED / file_name(chip), user_path(chip)
     for path in (shipped, users):
@@ -91,7 +93,7 @@ def save(found: Table, chip: Machine, path: Path) -> None:
 
 
 def head(chip: Machine) -> dict[str, str]:
-    """What a measurement holds for."""
+    """The GPU and the versions that a measurement holds for."""
     return {"gpu": chip.name, "driver": _driver(), "torch": torch.__version__, "triton": version("triton")}
 
 
@@ -100,7 +102,7 @@ def file_name(chip: Machine) -> str:
 
 
 def user_path(chip: Machine) -> Path | None:
-    """Where the user's measurements are; without platformdirs, which `tune` needs, there are none."""
+    """The path of the user's measurements, or None without platformdirs, which `tune` needs."""
     if find_spec("platformdirs") is None:
         return None
     import platformdirs
@@ -110,7 +112,7 @@ def user_path(chip: Machine) -> Path | None:
 
 @functools.cache
 def _driver() -> str:
-    """The version of CUDA that the driver speaks, which a process can ask without a tool."""
+    """The version of CUDA that the driver supports, which a process can query without a tool."""
     if not torch.cuda.is_available():
         return "none"
     return str(torch._C._cuda_getDriverVersion())  # type: ignore[attr-defined]  # missing in torch's stub

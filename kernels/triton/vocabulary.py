@@ -1,7 +1,7 @@
 """The primitives of `epilogue.vocabulary` as jitted functions, and formulas bound to them.
 
-float32 in, float32 out. Compiled, tanh, expm1, log1p and Φ are libdevice's; the interpreter has neither libdevice nor PTX, so there they
-are written out in `tl`. For results that will be rounded to 16 bits some have a fast form (approximations.py).
+float32 in, float32 out. When compiled, tanh, expm1, log1p and Φ are libdevice's. The interpreter has neither libdevice nor PTX, so there
+they are written out in `tl`. Some have a fast form for results that will be rounded to 16 bits (approximations.py).
 """
 
 import functools
@@ -161,7 +161,7 @@ VOCABULARIES: dict[torch.dtype, dict[str, Any]] = {
     torch.bfloat16: {**EXACT, **_fast("bfloat16")},
     torch.float16: {**EXACT, **_fast("float16")},
 }
-"""By the dtype of the result."""
+"""Dtype of the result -> the primitives by name."""
 
 
 @functools.cache
@@ -171,8 +171,8 @@ def device_function(formula: Callable, dtype: torch.dtype) -> Any:
     One object per formula and vocabulary, since Triton caches kernels by it.
     """
     code = formula.__code__
-    # Triton merges functions of one module and name, which two derivatives by a user, each called `_`, may have. Its disk cache wants the
-    # same name in every process.
+    # Triton merges functions of the same module and name, and a user may call two derivatives `_`. Its disk cache wants the same name in
+    # every process.
     identity = hashlib.sha256(repr((code.co_code, code.co_consts, code.co_names)).encode()).hexdigest()[:16]
     bound = bind(formula if _readable(formula) else _rewritten(formula, identity), VOCABULARIES[dtype])
     bound.__module__ = f"{formula.__module__}.{dtype}.{identity}"
@@ -180,9 +180,9 @@ def device_function(formula: Callable, dtype: torch.dtype) -> Any:
 
 
 def _readable(formula: Callable) -> bool:
-    """Whether Triton, which reads a function's source from its first `def` on, finds there what the function computes.
+    """True if Triton, which reads a function's source from its first `def` on, finds there what the function computes.
 
-    Not if it came from a prompt or `exec`, from a file that has changed since, or is a lambda.
+    It does not for a lambda, for a function from a prompt or `exec`, or where the file has changed since.
     """
     try:
         source = textwrap.dedent(inspect.getsource(formula))
@@ -201,7 +201,7 @@ def _readable(formula: Callable) -> bool:
 
 
 def _rewritten(formula: Callable, identity: str) -> Callable:
-    """The same formula with a source: what it computes, printed, in a file that is in linecache alone."""
+    """The same formula with a source: its trace, printed to a file that exists in linecache alone."""
     arguments, statements, result = printed(formula, PYTHON)
     body = "".join(f"    {line}\n" for line in (*statements, f"return {result}"))
     source = f"def formula({', '.join(arguments)}):\n{body}"

@@ -222,11 +222,11 @@ def readme(found: dict[str, Any]) -> str:
     for key, n in [*found["fused"].items(), *found["refused"].items()]:
         rows.append((names.get(key, key), *(str(n[column]) for column in ("modules", "classes", "types"))))
     wrong = sum(map(len, found["wrong"].values()))
-    made = f"{found['made']} can be made on the meta device (here with two layers where their configs allow it)"
-    checked = f"One of each class and type, {found['checked']} modules, were computed once more with other weights: {wrong} wrong"
+    made = f"{found['made']} can be built on the meta device (with two layers where their configs allow it)"
+    checked = f"One module of each class and type, {found['checked']} in all, was computed again with other weights: {wrong} were wrong"
     return (
         f"Of the {found['types']} model types of transformers {found['transformers']}, {made}, and {found['fused somewhere']} have "
-        f"something to fuse. Fused are {found['coverage']:.1%} of the modules that are one of these or may be. {checked} "
+        f"something to fuse. Of the modules that are or may be one of these expressions, {found['coverage']:.1%} are fused. {checked} "
         f"(`pytest -m slow tests/nn/test_walk.py`).\n\n{markdown(rows)}"
     )
 

@@ -25,15 +25,17 @@ def _quick(monkeypatch):
     monkeypatch.setattr(timing, "measure", functools.partial(timing.measure, seconds=0.01))
 
 
-def act_fwd(z, y, signs, act, values, gated, dropout):
+def act_fwd(z, y, signs, applied):
+    act, values, gated, dropout = applied
     assert (signs, dropout) == (None, None)
     operands = z.chunk(2, 1) if gated else (z,)
     y.copy_(eager.apply(act.gated if gated else act, values, *operands))
 
 
-def act_bwd(dy, saved, kept, act, values, gated, dropout, needs):
+def act_bwd(dy, saved, keep, applied, needs):
     """With the kept y of relu in place of z, since relu'(y) = relu'(z)."""
-    assert kept == ("output" if act.name == "relu" else "input")
+    act, values, gated, _ = applied
+    assert keep == ("output" if act.name == "relu" else "input")
     z = saved.float().requires_grad_()
     h = eager.apply(act.gated if gated else act, values, *(z.chunk(2, 1) if gated else (z,)))
     (dz,) = torch.autograd.grad(h, z, dy.float())

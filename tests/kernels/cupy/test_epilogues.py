@@ -10,6 +10,7 @@ import checks
 import epilogue
 import epilogue.cupy
 from epilogue import ACTIVATIONS
+from epilogue.applied import Applied, Needs
 from epilogue.cupy import cublaslt, epilogues, launch, tensors
 
 GPU = epilogue.cupy.missing() is None
@@ -84,7 +85,7 @@ def test_backward_is_taken_by_its_own_trial(fault, calls, cupy, nvmath, rng):
 def test_a_derivative_of_tensors_is_taken_by_its_own_trial(nvmath, rng):
     nvmath.quirks.add("wrong sums")
     dy, weight, z = (torch.as_tensor(rng.standard_normal(shape)).half() for shape in ((M, K), (K, N), (M, N)))
-    call = (ACTIVATIONS["gelu_tanh"], (), False, None, (False, True, False))
+    call = (Applied(ACTIVATIONS["gelu_tanh"]), Needs(dbias=True))
     _, _, dbias, _ = tensors.linear_dact(dy, weight, z, "input", *call)
     dz = (dy.double() @ weight.double()) * torch.as_tensor(
         ACTIVATIONS["gelu_tanh"].derivatives["x"](z.double().numpy())
@@ -102,7 +103,7 @@ def test_without_the_library(nvmath):
 def test_without_the_package(cupy):
     assert epilogues.refusal("relu", "bfloat16", 0, False) == "nvmath-python is not installed"
     x = cupy.asarray(np.zeros((M, K), np.float16))
-    assert not epilogues.served(launch.cupy_library(), x, ACTIVATIONS["relu"], False)
+    assert not epilogues.serves(launch.cupy_library(), x, ACTIVATIONS["relu"], False)
 
 
 @without_gpu
@@ -214,7 +215,7 @@ def test_wider_arrays_are_the_kernels(dtype, cupy, taken, rng):
     x, weight = (cupy.asarray(rng.standard_normal(shape).astype(dtype)) for shape in ((M, K), (N, K)))
     epilogue.linear(x, weight, activation="relu")
     assert not taken
-    assert not epilogues.served(launch.cupy_library(), x, ACTIVATIONS["relu"], False)
+    assert not epilogues.serves(launch.cupy_library(), x, ACTIVATIONS["relu"], False)
 
 
 @pytest.mark.parametrize(

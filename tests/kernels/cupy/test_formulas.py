@@ -5,6 +5,7 @@ import pytest
 
 import checks
 from epilogue import ACTIVATIONS
+from epilogue.applied import Applied, Needs
 from epilogue.cupy import launch
 from epilogue.cupy.launch import Gradients, Matrices
 
@@ -34,21 +35,19 @@ def compare(actual, formula, x, values, dtype):
 @pytest.mark.parametrize("dtype", ALLOWED)
 @pytest.mark.parametrize(("entry", "values"), CASES)
 def test_formulas(entry, values, dtype, cupy, library):
-    x = inputs(dtype)
+    x, applied = inputs(dtype), Applied(entry, values)
     z, y, dz, h = (cupy.asarray(array) for array in (x, *(np.full_like(x, np.nan) for _ in range(3))))
-    launch.forward(library, Matrices(z), y, None, entry, values)
+    launch.forward(library, Matrices(z), y, None, applied)
     compare(cupy.asnumpy(y), entry.value, x, values, dtype)
     ones = cupy.asarray(np.ones_like(x))
-    launch.backward(library, ones, Matrices(z), None, "input", entry, values, Gradients(dz, h=h), False, False)
+    launch.backward(library, ones, Matrices(z), None, "input", applied, Gradients(dz, h=h), Needs(h=True))
     compare(cupy.asnumpy(dz), entry.derivatives["x"], x, values, dtype)
     compare(cupy.asnumpy(h), entry.value, x, values, dtype)
     if entry.output_derivative(values):
         with np.errstate(all="ignore"):
             of = np.asarray(entry.value(x.astype(np.float64), *values)).astype(dtype)
         into = Gradients(cupy.asarray(np.full_like(x, np.nan)))
-        found = launch.backward(
-            library, ones, Matrices(cupy.asarray(of)), None, "output", entry, values, into, False, False
-        )
+        found = launch.backward(library, ones, Matrices(cupy.asarray(of)), None, "output", applied, into, Needs())
         compare(cupy.asnumpy(found.dz), entry.output_derivative(values), of, values, dtype)
 
 
@@ -59,8 +58,8 @@ def test_every_number_of_16_bits(name, dtype, cupy, library):
     entry = ACTIVATIONS[name]
     values, limits = tuple(entry.params.values()), ml_dtypes.finfo(dtype)
     x = np.arange(2**16, dtype=np.uint16).view(dtype).reshape(-1, 1024)
-    y = cupy.asarray(np.zeros_like(x))
-    launch.forward(library, Matrices(cupy.asarray(x)), y, None, entry, values)
+    y, applied = cupy.asarray(np.zeros_like(x)), Applied(entry, values)
+    launch.forward(library, Matrices(cupy.asarray(x)), y, None, applied)
     with np.errstate(all="ignore"):
         exact = entry.value(x.astype(np.float64), *values)
         expected, actual = exact.astype(dtype).astype(np.float64), cupy.asnumpy(y).astype(np.float64)

@@ -2,12 +2,14 @@
 
 import itertools
 import sys
+import types
 
 import numpy as np
 import pytest
 
 from checks import philox
 from epilogue import ACTIVATIONS
+from epilogue.applied import Applied, Needs
 from epilogue.cupy import launch
 from epilogue.cupy.launch import Gradients, Matrices
 
@@ -59,7 +61,7 @@ def test_every_size_at_every_address(gated, dtype, off, spare, cupy, library, rn
             given[0], given[1] if gated else None, cupy.asarray(bias), cupy.asarray(up_bias) if gated else None
         )
         y, dz, dup = memory.matrix(m, n), memory.matrix(m, n), memory.matrix(m, n) if gated else None
-        launch.forward(library, matrices, y, None, SILU, ())
+        launch.forward(library, matrices, y, None, Applied(SILU))
         aligned = off == 0 and (m == 1 or (n + spare) * dz.itemsize % 16 == 0)
         if vectors() is not None:
             assert (vectors() > 0) == (aligned and n >= 8)
@@ -67,7 +69,9 @@ def test_every_size_at_every_address(gated, dtype, off, spare, cupy, library, rn
         exact = entry.value(*operands)
         np.testing.assert_allclose(cupy.asnumpy(y), exact, rtol=0, atol=tolerance * max(1, np.abs(exact).max()))
         into = Gradients(dz, dup)
-        found = launch.backward(library, memory.matrix(m, n, dy), matrices, None, "input", SILU, (), into, True, False)
+        found = launch.backward(
+            library, memory.matrix(m, n, dy), matrices, None, "input", Applied(SILU), into, Needs(dbias=True)
+        )
         grads = [dy * entry.derivatives[name](*operands) for name in entry.operands]
         for result, truth in zip((dz, dup), grads, strict=False):
             np.testing.assert_allclose(
@@ -86,10 +90,10 @@ def test_signs_are_bits(n, cupy, library, rng):
     """The lowest bit first, and those past the last column 0; backward reads them as 1 and 0."""
     z = rng.standard_normal((5, n)).astype(np.float32)
     y, signs = cupy.asarray(np.full_like(z, np.nan)), cupy.asarray(np.full((5, -(-n // 8)), 255, np.uint8))
-    launch.forward(library, Matrices(cupy.asarray(z)), y, signs, RELU, ())
+    launch.forward(library, Matrices(cupy.asarray(z)), y, signs, Applied(RELU))
     np.testing.assert_array_equal(cupy.asnumpy(signs), np.packbits(z > 0, axis=1, bitorder="little"))
     dz = cupy.asarray(np.full_like(z, np.nan))
-    launch.backward(library, cupy.asarray(z), Matrices(None), signs, "sign", RELU, (), Gradients(dz), False, False)
+    launch.backward(library, cupy.asarray(z), Matrices(None), signs, "sign", Applied(RELU), Gradients(dz), Needs())
     np.testing.assert_array_equal(cupy.asnumpy(dz), np.where(z > 0, z, 0))
 
 
@@ -99,14 +103,13 @@ def test_dropout_is_philox(dtype, cupy, library):
     number, threshold, (m, n) = 0x123456789ABCDEF, round(0.3 * 2**32) - 2**31, (3, 21)
     words = np.array([[philox(number, col // 4, row, 7)[col % 4] for col in range(n)] for row in range(m)], np.uint32)
     kept = np.where(words.view(np.int32) >= threshold, 2.0, 0.0).astype(dtype)
-    dropout = (cupy.asarray(np.array([number])), threshold, 2.0)
+    argument = (cupy.asarray(np.array([number])), threshold, 2.0)
+    dropout = types.SimpleNamespace(argument=lambda: argument)
     ones = cupy.asarray(np.ones((m, n), dtype))
     y, dz, h = (cupy.asarray(np.full((m, n), np.nan, dtype)) for _ in range(3))
-    identity = ACTIVATIONS["identity"]
-    launch.forward(library, Matrices(ones), y, None, identity, (), dropout)
-    launch.backward(
-        library, ones, Matrices(ones), None, "input", identity, (), Gradients(dz, h=h), False, False, dropout
-    )
+    dropped = Applied(ACTIVATIONS["identity"], dropout=dropout)
+    launch.forward(library, Matrices(ones), y, None, dropped)
+    launch.backward(library, ones, Matrices(ones), None, "input", dropped, Gradients(dz, h=h), Needs(h=True))
     factors = cupy.asarray(np.full((m, n), np.nan, np.float32))
     launch.mask(library, factors, dropout)
     for result in (y, dz, h, factors):
@@ -117,8 +120,8 @@ def test_in_place(cupy, library, rng):
     """y may be z, and dz may be dy."""
     z, dy = (rng.standard_normal((6, 20)).astype(np.float32) for _ in range(2))
     y, dz = cupy.asarray(z.copy()), cupy.asarray(dy.copy())
-    launch.forward(library, Matrices(y), y, None, SILU, ())
-    launch.backward(library, dz, Matrices(cupy.asarray(z)), None, "input", SILU, (), Gradients(dz), False, False)
+    launch.forward(library, Matrices(y), y, None, Applied(SILU))
+    launch.backward(library, dz, Matrices(cupy.asarray(z)), None, "input", Applied(SILU), Gradients(dz), Needs())
     np.testing.assert_allclose(cupy.asnumpy(y), SILU.value(z), rtol=1e-6)
     np.testing.assert_allclose(cupy.asnumpy(dz), dy * SILU.derivatives["x"](z), rtol=1e-5, atol=1e-7)
 
@@ -127,7 +130,7 @@ def test_a_gradient_of_one_row_for_all(cupy, library, rng):
     z, row = rng.standard_normal((40, 24)), rng.standard_normal((1, 24))
     dz = cupy.asarray(np.full_like(z, np.nan))
     dy = cupy.broadcast_to(cupy.asarray(row), z.shape)
-    launch.backward(library, dy, Matrices(cupy.asarray(z)), None, "input", SILU, (), Gradients(dz), False, False)
+    launch.backward(library, dy, Matrices(cupy.asarray(z)), None, "input", Applied(SILU), Gradients(dz), Needs())
     np.testing.assert_allclose(cupy.asnumpy(dz), row * SILU.derivatives["x"](z), rtol=1e-12, atol=1e-14)
 
 
@@ -144,7 +147,9 @@ def test_the_grid_covers_what_is_there(blocks, cupy, monkeypatch):
 
 
 def test_blocks_are_those_that_run_at_a_time(cupy, library):
-    kernel = launch._kernel("act_fwd", np.empty((1, 1), np.float32), Matrices(None), RELU, (), {"value": RELU.value})
+    kernel = launch._kernel(
+        "act_fwd", np.empty((1, 1), np.float32), Matrices(None), Applied(RELU), {"value": RELU.value}
+    )
     found = launch._blocks(kernel, 0)
     assert found > 0
     assert found % cupy.cuda.Device(0).attributes["MultiProcessorCount"] == 0

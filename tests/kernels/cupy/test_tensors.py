@@ -17,6 +17,7 @@ import epilogue
 import epilogue.cupy
 from checks import OPS, arguments, assert_accurate, each, keywords, leaves, unfused
 from epilogue import ACTIVATIONS, backends, functional
+from epilogue.applied import Applied, Needs
 from epilogue.autograd import KERNELS
 from epilogue.benchmarks.train.layers import FUSED, STOCK
 from epilogue.cupy import epilogues, tensors
@@ -142,7 +143,7 @@ def test_frozen_by_cublaslt(name, dropout_p, wanted, device, rng, taken):
         or GPU
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(epilogues, "served", lambda *what, **more: False)
+        patch.setattr(epilogues, "serves", lambda *what, **more: False)
         expected = gradients()
     for actual, wanted_grad in zip(found, expected, strict=True):
         torch.testing.assert_close(actual, wanted_grad, rtol=2e-2, atol=2e-2)
@@ -165,7 +166,7 @@ def test_sums_are_float32_by_cublaslt(device, rng, taken):
     z, dy, weight = (
         torch.as_tensor(rng.standard_normal(s)).to(device, torch.bfloat16) for s in ((32, 24), (32, 16), (16, 24))
     )
-    found = tensors.linear_dact(dy, weight, z, "input", ACTIVATIONS["gelu_tanh"], (), False, None, (False, True, False))
+    found = tensors.linear_dact(dy, weight, z, "input", Applied(ACTIVATIONS["gelu_tanh"]), Needs(dbias=True))
     assert [None if t is None else t.dtype for t in found] == [torch.bfloat16, None, torch.float32, None]
 
 

@@ -2,6 +2,7 @@
 
 import os
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,25 +12,12 @@ from epilogue.triton import INTERPRET, interpreter_refusal
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode wants it
 torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN, so that what a kernel leaves unwritten shows
 
-collect_ignore = ["test_explained.py", "test_launches.py", "test_offline.py"] if INTERPRET else []
-if not INTERPRET and not torch.cuda.is_available():
-    collect_ignore += [
-        "test_bandwidth.py",
-        "test_demo.py",
-        "test_kernels.py",
-        "test_edges.py",
-        "test_autograd.py",
-        "test_kept.py",
-        "test_modes.py",
-        "test_compilers.py",
-        "test_formulas.py",
-        "test_fast.py",
-        "test_memory.py",
-        "test_mlp.py",
-        "test_tuning.py",
-        "test_fuse.py",
-        "test_fuse_sound_interpreted.py",
-    ]
+COMPILED = {"test_explained.py", "test_launches.py", "test_offline.py"}
+WITHOUT_KERNELS = {"test_dispatch.py", "test_own_formulas.py"}
+if INTERPRET:
+    collect_ignore = [*COMPILED]
+elif not torch.cuda.is_available():
+    collect_ignore = [*({path.name for path in Path(__file__).parent.glob("test_*.py")} - COMPILED - WITHOUT_KERNELS)]
 
 
 @pytest.fixture(autouse=True)

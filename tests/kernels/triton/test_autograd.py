@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 import epilogue
 from checks import kept
+from epilogue.applied import Applied
 from epilogue.nn import FusedGatedMLP, FusedLinear, FusedMLP
-from epilogue.operands import Operands
+from epilogue.operands import Layer
 from epilogue.triton import refusal
 from epilogue.triton.linear import linear_fwd
 
@@ -74,7 +75,7 @@ def test_subsets_of_gradients(arrays, frozen):
 def test_inference_writes_y_alone(arrays):
     x, weight, bias = (t.detach() for t in arrays)
     gelu = epilogue.ACTIVATIONS["gelu"]
-    assert linear_fwd(Operands(x, weight, None, bias, None, gelu, (), False), "nothing")[1] is None
+    assert linear_fwd(Layer(x, weight, bias=bias), Applied(gelu), "nothing")[1] is None
     with torch.no_grad():
         assert epilogue.linear(*arrays).grad_fn is None
 

@@ -7,6 +7,7 @@ import torch
 
 import epilogue
 from epilogue import autograd  # noqa: F401  registers the operators
+from epilogue.applied import Needs
 from epilogue.nn import FusedGatedMLP, FusedGLU, FusedLinear, FusedMLP
 
 NONE = (None,) * 3
@@ -32,14 +33,15 @@ def test_opcheck_linear(form, save, device):
     torch.library.opcheck(torch.ops.epilogue.linear_fwd.default, (*arguments, 0.0, keep, "triton"))
 
 
-@pytest.mark.parametrize("needs", [[True, True, True], [True, False, False], [False, True, False]])
+@pytest.mark.parametrize("needs", [Needs(True, True, True, True), Needs(), Needs(dz=False, dbias=True)])
 @pytest.mark.parametrize("gated", [False, True])
 def test_opcheck_linear_backward(gated, needs, device):
     dy, saved, beta = (
         t.detach() for t in (tensor(6, 8, device=device), tensor(6, 8 << gated, device=device), tensor(device=device))
     )
     torch.library.opcheck(
-        torch.ops.epilogue.linear_bwd.default, (dy, saved, beta, "swish", [0.0], 0, gated, "input", needs, "triton")
+        torch.ops.epilogue.linear_bwd.default,
+        (dy, saved, beta, "swish", [0.0], 0, gated, 0.0, "input", "triton", *needs),
     )
 
 
@@ -66,13 +68,13 @@ def test_opcheck_mlp(form, keep, device):
     torch.library.opcheck(torch.ops.epilogue.mlp_fwd.default, arguments)
 
 
-@pytest.mark.parametrize("needs", [[True, True, True], [False, False, False], [True, False, True]])
+@pytest.mark.parametrize("needs", [Needs(True, True, True, True), Needs(), Needs(h=True, dparam=True)])
 @pytest.mark.parametrize("gated", [False, True])
 def test_opcheck_dact(gated, needs, device):
     shapes = (6, 4), (4, 8), (6, 8 << gated), ()
     dy, down, saved, beta = (tensor(*shape, device=device).detach() for shape in shapes)
     seed = torch.tensor([5], device=device)
-    arguments = (dy, down, saved, beta, seed, "swish", [0.0], 0, gated, 0.25, "input", needs, "triton")
+    arguments = (dy, down, saved, beta, seed, "swish", [0.0], 0, gated, 0.25, "input", "triton", *needs)
     torch.library.opcheck(torch.ops.epilogue.linear_dact.default, arguments)
 
 

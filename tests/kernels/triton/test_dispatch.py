@@ -9,7 +9,7 @@ import torch
 
 import epilogue
 from epilogue.approximations import APPROXIMATIONS
-from epilogue.operands import Operands
+from epilogue.operands import Layer
 from epilogue.saving import library_serves
 from epilogue.triton import configs, dispatch, tuned
 from epilogue.triton.chips import CHIPS, INTERPRETER, precision
@@ -337,7 +337,7 @@ def test_a_file_says_what_it_was_measured_on(nothing_measured):
 
 def test_what_the_library_serves():
     act = epilogue.ACTIVATIONS["relu"]
-    layer = Operands(torch.randn(2, 5, 8), torch.randn(6, 8), None, torch.randn(6), None, act, (), False)
+    layer = Layer(torch.randn(2, 5, 8), torch.randn(6, 8), bias=torch.randn(6))
     assert library_serves(act, "nothing", gated=False, bias=True, dropout=False)
     assert library_serves(act, "output", gated=False, bias=True, dropout=False)
     assert not library_serves(act, "input", gated=False, bias=True, dropout=False)
@@ -347,4 +347,4 @@ def test_what_the_library_serves():
     assert not library_serves(act, "nothing", gated=False, bias=True, dropout=True)
     assert not library_serves(epilogue.ACTIVATIONS["silu"], "nothing", gated=False, bias=True, dropout=False)
     expected = torch.nn.functional.linear(layer.x, layer.weight, layer.bias).relu()
-    torch.testing.assert_close(library_fwd(layer), expected)
+    torch.testing.assert_close(library_fwd(layer, act), expected)

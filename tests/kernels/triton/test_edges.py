@@ -6,7 +6,8 @@ import torch
 import checks
 import epilogue
 from checks import assert_accurate
-from epilogue.operands import Dropout, Operands
+from epilogue.applied import Applied, Needs
+from epilogue.operands import Dropout, Layer
 from epilogue.triton.configs import DACT, GLU, TABLE
 from epilogue.triton.dact import linear_dact
 from epilogue.triton.dropout import dropout_mask
@@ -103,6 +104,11 @@ CONFIGS = {
 }
 
 
+def two_tiles(config):
+    """Sizes of which each takes two tiles, the second in part."""
+    return config.BLOCK_M + 9, config.BLOCK_N + 16, config.BLOCK_K + 8
+
+
 def runs_here(config, device) -> bool:
     return device == "cpu" or not config.tma or torch.cuda.get_device_capability() >= (9, 0)
 
@@ -113,13 +119,13 @@ def test_every_forward_config(case, device):
     if not runs_here(config, device):
         return
     gated, dtype = family is GLU, torch.float32 if itemsize == 4 else torch.float16
-    m, n, k = 200, 272, 72
+    m, n, k = two_tiles(config)
     x, weight = (
         draw(m, k, dtype=dtype, device=device),
         draw((1 + gated) * n, k, dtype=dtype, device=device, scale=k**-0.5),
     )
     bias = draw((1 + gated) * n, dtype=dtype, device=device)
-    y, z = linear_fwd(Operands(x, weight, None, bias, None, SILU, (), gated), "input", config)
+    y, z = linear_fwd(Layer(x, weight, bias=bias), Applied(SILU, (), gated), "input", config)
     truth = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
     unfused = torch.nn.functional.linear(x, weight, bias)
     assert_accurate(z, unfused, truth)
@@ -139,7 +145,7 @@ def test_every_backward_config(case, gated, device):
     if not runs_here(config, device):
         return
     dtype = torch.float32 if itemsize == 4 else torch.float16
-    m, n, k = 200, 272, 72
+    m, n, k = two_tiles(config)
     dy, down = draw(m, k, dtype=dtype, device=device), draw(k, n, dtype=dtype, device=device, scale=k**-0.5)
     z = draw(m, (1 + gated) * n, dtype=dtype, device=device)
 
@@ -149,13 +155,14 @@ def test_every_backward_config(case, gated, device):
         (dz,) = torch.autograd.grad(h, z, dh)
         return dz, h, dz.sum(0).float()
 
-    results = linear_dact(dy, down, z, "input", SILU, (), gated, None, (True, True, False), config)
+    applied = Applied(SILU, (), gated)
+    results = linear_dact(dy, down, z, "input", applied, Needs(h=True, dbias=True), config)
     own, exact = unfused(dy, down, z), unfused(dy.double(), down.double(), z.double())
     for actual, torchs, truth in zip(results, own, exact, strict=False):
         assert_accurate(actual, torchs, truth)
     dropout = Dropout(0.4, torch.tensor([7], device=device))
     mask = dropout_mask(dropout, m, n)
-    dz, h, *_ = linear_dact(dy, down, z, "input", SILU, (), gated, dropout, (True, False, False), config)
+    dz, h, *_ = linear_dact(dy, down, z, "input", applied._replace(dropout=dropout), Needs(h=True), config)
     torch.testing.assert_close(h, (results[1].float() * mask).to(dtype), rtol=2e-3, atol=1e-6)
     torch.testing.assert_close(dz, (results[0].float() * mask.repeat(1, 1 + gated)).to(dtype), rtol=2e-3, atol=1e-6)
 
@@ -170,12 +177,12 @@ def test_signs_are_a_bit_each(case, device):
     m, n, k = 70, 44 if not config.tma else 136, 24
     x, weight, down = (draw(*shape, dtype=dtype, device=device) for shape in ((m, k), (n, k), (k, n)))
     forward, backward = (None, config) if family is DACT else (config, None)
-    y, signs = linear_fwd(Operands(x, weight, None, None, None, RELU, (), False), "sign", forward)
+    y, signs = linear_fwd(Layer(x, weight), Applied(RELU), "sign", forward)
     assert signs.shape == (m, -(-n // 8))
     bits = torch.stack([signs >> i & 1 for i in range(8)], -1).view(m, -1)[:, :n]
     assert torch.equal(bits == 1, y > 0)
-    dz, *_ = linear_dact(x, down, signs, "sign", RELU, (), False, None, (False, True, False), backward)
-    expected, *_ = linear_dact(x, down, y, "output", RELU, (), False, None, (False, True, False), backward)
+    dz, *_ = linear_dact(x, down, signs, "sign", Applied(RELU), Needs(dbias=True), backward)
+    expected, *_ = linear_dact(x, down, y, "output", Applied(RELU), Needs(dbias=True), backward)
     assert torch.equal(dz, expected)
 
 
@@ -206,8 +213,8 @@ def test_backward_masks_what_overruns(gated, device):
         return 1.0 / x
 
     z = 1.0 + torch.rand(5, 14 if gated else 7, device=device)
-    dy, needs = torch.ones(5, 7, device=device), (True, False, True, False)
-    dz, _, dbias, _ = act_bwd(dy, z, "input", logarithm, (), gated, None, needs)
+    dy = torch.ones(5, 7, device=device)
+    dz, _, dbias, _ = act_bwd(dy, z, "input", Applied(logarithm, (), gated), Needs(dbias=True))
     assert dbias.isfinite().all()
     torch.testing.assert_close(dbias, dz.sum(0))
 
@@ -215,7 +222,7 @@ def test_backward_masks_what_overruns(gated, device):
 @pytest.mark.parametrize("m", [1, 16, 17, 1000])
 def test_bias_gradient_of_many_rows(m, device):
     dy, z = draw(m, 200, device=device), draw(m, 200, device=device)
-    dz, _, dbias, _ = act_bwd(dy, z, "output", RELU, (), False, None, (True, False, True, False))
+    dz, _, dbias, _ = act_bwd(dy, z, "output", Applied(RELU), Needs(dbias=True))
     torch.testing.assert_close(dz, torch.where(z > 0, dy, 0))
     torch.testing.assert_close(dbias, dz.double().sum(0).float(), rtol=1e-5, atol=1e-5)
 
@@ -227,10 +234,10 @@ def test_unfused_over_many_blocks(act, keep, device):
     """What the pointwise kernels compute, drop and pack beyond their first block, beside cuBLAS's products."""
     m, n, k, gated = 20, 300, 16, act is SILU
     x, weight, down = (draw(*shape, device=device) for shape in ((m, k), ((1 + gated) * n, k), (k, n)))
-    layer = Operands(x.view(4, 5, k), weight, None, None, None, act, (), gated)
+    layer, applied = Layer(x.view(4, 5, k), weight), Applied(act, (), gated)
     dropout = Dropout(0.4, torch.tensor([7], device=device))
     mask = dropout_mask(dropout, m, n)
-    y, kept = linear_fwd(layer, keep, "unfused")
+    y, kept = linear_fwd(layer, applied, keep, "unfused")
     assert y.shape == (4, 5, n)
     y = y.view(m, n)
     z = torch.nn.functional.linear(x, weight)
@@ -241,18 +248,18 @@ def test_unfused_over_many_blocks(act, keep, device):
     else:
         bits = torch.stack([kept >> i & 1 for i in range(8)], -1).view(m, -1)[:, :n]
         assert torch.equal(bits == 1, y > 0)
-    with_dropout, again = linear_fwd(layer._replace(dropout=dropout), keep, "unfused")
+    with_dropout, again = linear_fwd(layer, applied._replace(dropout=dropout), keep, "unfused")
     assert torch.equal(again, kept)
     torch.testing.assert_close(with_dropout.view(m, n), y * mask)
-    call = x, down, kept, keep, act, (), gated
-    needs = (keep == "input", True, False)
-    dz, h, dbias, _ = linear_dact(*call, None, needs, "unfused")
+    needs = Needs(h=keep == "input", dbias=True)
+    dz, h, dbias, _ = linear_dact(x, down, kept, keep, applied, needs, "unfused")
     leaf = z.detach().requires_grad_()
     gate, *up = leaf.chunk(1 + gated, -1)
     whole = act.oracle(torch.nn.functional, gate) * (up[0] if gated else 1.0)
     torch.testing.assert_close(dz, torch.autograd.grad(whole, leaf, x @ down)[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(dbias, dz.sum(0), rtol=1e-4, atol=1e-4)
-    dz_dropped, h_dropped, *_ = linear_dact(*call, dropout, needs, "unfused")
+    dropped = applied._replace(dropout=dropout)
+    dz_dropped, h_dropped, *_ = linear_dact(x, down, kept, keep, dropped, needs, "unfused")
     torch.testing.assert_close(dz_dropped, dz * mask.repeat(1, 1 + gated))
     if keep == "input":
         torch.testing.assert_close(h, y, rtol=1e-5, atol=1e-5)

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import epilogue
-from epilogue import autograd, autograd_linear, autograd_mlp
+from epilogue import autograd
+from epilogue.autograd import operators
+from epilogue.autograd.plain import plain_layer
 from epilogue.backends import Backend
 from epilogue.lookup import resolve_call
 from epilogue.triton import dact, linear, operands
@@ -29,23 +31,22 @@ def asked(monkeypatch):
     """The problems that the launchers of a call would ask the dispatcher about; in their place plain torch operations run."""
     problems = []
 
-    def linear_fwd(operands, keep):
-        problems.append(linear._problem(operands, keep))
-        return autograd_linear.plain_layer(operands._replace(dropout=None), keep, "triton")
+    def linear_fwd(layer, applied, keep):
+        problems.append(linear._problem(layer.in_rows(applied.gated), applied, keep))
+        return plain_layer(layer, applied._replace(dropout=None), keep, "triton")
 
-    def linear_dact(dy, weight, saved, kept, act, values, gated, dropout, needs):
-        problems.append(dact._problem(dy, weight, saved, kept, act, gated, dropout, needs[0]))
+    def linear_dact(dy, weight, saved, keep, applied, needs):
+        problems.append(dact._problem(dy, weight, saved, keep, applied, needs.h))
         m, n = dy.shape[0], weight.shape[1]
-        width = (1 + gated) * n
+        width = (1 + applied.gated) * n
         return dy.new_zeros(m, width), dy.new_zeros(m, n), torch.zeros(width), torch.zeros(n)
 
-    def act_bwd(dy, saved, kept, act, values, gated, dropout, needs):
-        width = (1 + gated) * dy.shape[1]
+    def act_bwd(dy, saved, keep, applied, needs):
+        width = (1 + applied.gated) * dy.shape[1]
         return dy.new_zeros(len(dy), width), None, torch.zeros(width), torch.zeros(dy.shape[1])
 
     launchers = SimpleNamespace(linear_fwd=linear_fwd, linear_dact=linear_dact, act_bwd=act_bwd)
-    for module in (autograd_linear, autograd_mlp):
-        monkeypatch.setattr(module, "kernels", lambda name: Backend(None, None, lambda: launchers))
+    monkeypatch.setattr(operators, "kernels", lambda name: Backend(None, None, lambda: launchers))
     for module in (dact, linear, operands):
         monkeypatch.setattr(module, "machine", lambda x: CHIPS["H100"])
     return problems

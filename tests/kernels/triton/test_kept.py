@@ -10,6 +10,7 @@ import checks
 import epilogue
 from checks import OPS, assert_accurate, cases, kept, keywords
 from epilogue import ACTIVATIONS
+from epilogue.applied import Applied, Needs
 from epilogue.nn import FusedGatedMLP, FusedGLU, FusedLinear, FusedMLP
 from epilogue.triton.pointwise import act_bwd, act_fwd
 
@@ -39,9 +40,9 @@ def test_the_derivative_is_as_exact_as_torchs_at_every_16_bit_input(entry, value
     z = F.pad(z, (0, -len(z) % 128), value=1.0).view(-1, 128)
     how = entry.saves(values)
     y = torch.empty_like(z)
-    act_fwd(z, y, None, entry, values, False, None)
+    act_fwd(z, y, None, Applied(entry, values))
     saved = y if how == "output" else z
-    actual = act_bwd(torch.ones_like(z), saved, how, entry, values, False, None, (True, False, False, False))[0]
+    actual = act_bwd(torch.ones_like(z), saved, how, Applied(entry, values), Needs())[0]
     leaf, exact_leaf = z.clone().requires_grad_(), z.double().requires_grad_()
     (torchs,) = torch.autograd.grad(entry.oracle(F, leaf, *values).sum(), leaf)
     (exact,) = torch.autograd.grad(entry.oracle(F, exact_leaf, *values).sum(), exact_leaf)
@@ -99,7 +100,7 @@ def test_a_finite_y_of_float16_has_finite_gradients(op, kernel, device):
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
 def test_an_infinite_z_counts_as_the_largest_number_in_float16_alone(dtype, device):
     z = torch.tensor([[torch.inf, -torch.inf, torch.nan, 1.0]], dtype=dtype, device=device)
-    dz = act_bwd(torch.ones_like(z), z, "input", ACTIVATIONS["gelu"], (), False, None, (True, False, False, False))[0]
+    dz = act_bwd(torch.ones_like(z), z, "input", Applied(ACTIVATIONS["gelu"]), Needs())[0]
     saturated = [1.0, 0.0, torch.nan]
     expected = saturated if dtype == torch.float16 else [torch.nan] * 3
     torch.testing.assert_close(dz[0, :3].float().cpu(), torch.tensor(expected), rtol=0, atol=1e-6, equal_nan=True)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import epilogue
+from epilogue.applied import Applied, Needs
 from epilogue.benchmarks.offline.compiler import absent_gpu
-from epilogue.operands import Dropout, Operands
+from epilogue.operands import Dropout, Layer
 from epilogue.triton import dact, linear, pointwise
 from epilogue.triton.dropout import dropout_mask
 
@@ -33,17 +34,17 @@ def test_launch(launched, shape, name, values, gated, request):
     (m, n, k), act = shape, epilogue.ACTIVATIONS[name]
     values = tuple(torch.ones(n) if v == "channel" else v for v in values)
     x, dy, weight, bias = (torch.zeros(s) for s in ((m, k), (m, n), ((1 + gated) * n, k), ((1 + gated) * n,)))
-    layer = Operands(x.bfloat16(), weight.bfloat16(), None, bias.bfloat16(), None, act, values, gated)
-    _, z = linear.linear_fwd(layer, "input")
-    kept = "input" if gated else act.saves(values)
-    pointwise.act_bwd(dy.bfloat16(), z, kept, act, values, gated, None, (True, False, True, bool(act.learnable)))
-    dropped = layer._replace(dropout=Dropout(0.25, torch.zeros(1, dtype=torch.int64)))
+    layer = Layer(x.bfloat16(), weight.bfloat16(), bias=bias.bfloat16())
+    applied, needs = Applied(act, values, gated), Needs(dbias=True, dparam=bool(act.learnable))
+    _, z = linear.linear_fwd(layer, applied, "input")
+    pointwise.act_bwd(dy.bfloat16(), z, "input" if gated else act.saves(values), applied, needs)
+    dropout = Dropout(0.25, torch.zeros(1, dtype=torch.int64))
+    dropped = applied._replace(dropout=dropout)
     keep = "input" if gated or not act.sign_suffices(values) else "sign"
-    _, kept = linear.linear_fwd(dropped, keep)
-    down, needs = torch.zeros(k, n).bfloat16(), (keep == "input", True, bool(act.learnable))
-    dropout = dropped.dropout if gated else None
-    dact.linear_dact(x.bfloat16(), down, kept, keep, act, values, gated, dropout, needs)
-    dropout_mask(dropped.dropout, m, n)
+    _, kept = linear.linear_fwd(layer, dropped, keep)
+    down, needs = torch.zeros(k, n).bfloat16(), needs._replace(h=keep == "input")
+    dact.linear_dact(x.bfloat16(), down, kept, keep, dropped if gated else applied, needs)
+    dropout_mask(dropout, m, n)
     tma = "_tma" if "sm_90" in request.node.name and "aligned" in request.node.name else ""
     forward, backward = f"linear_fwd{tma}_kernel", f"linear_dact{tma}_kernel"
     names = [forward, "act_bwd_kernel", forward, backward, "dropout_mask_kernel"]
@@ -55,9 +56,7 @@ def test_launch_unfused(launched, gated):
     (m, n, k), act = (37, 29, 19), epilogue.ACTIVATIONS["silu" if gated else "relu"]
     x, weight = torch.zeros(m, k).bfloat16(), torch.zeros((1 + gated) * n, k).bfloat16()
     keep, dropout = "input" if gated else "sign", Dropout(0.25, torch.zeros(1, dtype=torch.int64))
-    layer = Operands(x, weight, None, None, None, act, (), gated, dropout)
-    _, kept = linear.linear_fwd(layer, keep, "unfused")
-    dact.linear_dact(
-        x, torch.zeros(k, n).bfloat16(), kept, keep, act, (), gated, dropout, (gated, True, False), "unfused"
-    )
+    applied, down = Applied(act, (), gated, dropout), torch.zeros(k, n).bfloat16()
+    _, kept = linear.linear_fwd(Layer(x, weight), applied, keep, "unfused")
+    dact.linear_dact(x, down, kept, keep, applied, Needs(h=gated, dbias=True), "unfused")
     assert [kernel.metadata.name for kernel in launched] == ["act_fwd_kernel", "act_bwd_kernel"]

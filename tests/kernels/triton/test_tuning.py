@@ -85,8 +85,8 @@ def test_every_way_is_tried(problem, chip, device):
 def test_a_library_that_loses_nan_is_not_taken(chip, device, monkeypatch):
     right = tune.linear_fwd
 
-    def loses(operands, keep, choice):
-        y, z = right(operands, keep, choice)
+    def loses(layer, applied, keep, choice):
+        y, z = right(layer, applied, keep, choice)
         return (y.nan_to_num() if choice == "library" and len(y) > 1 else y), z  # one row is no product to cuBLASLt
 
     monkeypatch.setattr(tune, "linear_fwd", loses)
@@ -157,10 +157,10 @@ def test_calls_ask_for_what_is_measured(op, activation, mode, dtype, sizes, chip
 def test_what_does_not_run_is_left_out(chip, device, monkeypatch, capsys):
     right = tune.linear_fwd
 
-    def short_of_memory(operands, keep, choice):
+    def short_of_memory(layer, applied, keep, choice):
         if isinstance(choice, Config):
             raise RuntimeError("out of resource: shared memory")
-        return right(operands, keep, choice)
+        return right(layer, applied, keep, choice)
 
     monkeypatch.setattr(tune, "linear_fwd", short_of_memory)
     assert set(tune.fastest(PROBLEMS[1], chip, device)) == {"unfused"}

@@ -4,8 +4,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .autograd_linear import glu, linear
-from .autograd_mlp import gated_mlp, mlp
+from .linear import glu, linear
+from .mlp import gated_mlp, mlp
 
 
 class Kernels(NamedTuple):

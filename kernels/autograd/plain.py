@@ -1,0 +1,93 @@
+"""The same in plain torch operations: for exporters and CPUs that meet our operators, and for second derivatives, which no kernel has."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import eager
+from ..applied import Applied
+from ..catalogue import Keep
+from ..operands import Dropout, Layer, packed, rows_of, saturated, unpacked
+from ..vocabulary import bind
+
+
+def hidden_layer(layer: Layer, applied: Applied) -> Tensor:
+    """act(x Wᵀ + b), or its gated form, without the dropout."""
+    x, weight, up_weight, bias, up_bias, _ = layer
+    act, values, gated, _ = applied
+    if up_weight is not None:
+        return eager.glu(x, (weight, up_weight), (bias, up_bias), act, values)
+    return (eager.glu if gated else eager.linear)(x, weight, bias, act, values)
+
+
+def plain_layer(layer: Layer, applied: Applied, keep: Keep, backend: str) -> tuple[Tensor, Tensor]:
+    """(h [..., N], what `keep` says of the layer, empty for "nothing" and "output")."""
+    x, (_, weight, up_weight, bias, up_bias, _) = layer.x, layer.in_rows(applied.gated)
+    z = [F.linear(x, weight, bias)] + ([] if up_weight is None else [F.linear(x, up_weight, up_bias)])
+    h = _activated(applied, *z)
+    signs = packed(rows_of(h)) if keep == "sign" else None
+    h = dropped(h, applied.dropout, backend)
+    if signs is not None:
+        return h, signs
+    return h, rows_of(torch.cat(z, -1)) if keep == "input" else x.new_empty(0)
+
+
+def hidden_from(z: Tensor, applied: Applied, backend: str) -> Tensor:
+    """h [M, N] = dropout(act(z)) from the z that was kept, gate|up [M, 2N] of a gated layer; one rounding, at the end."""
+    wide = saturated(z).float()
+    return dropped(_activated(applied, *_operands(wide, applied)), applied.dropout, backend).to(z.dtype)
+
+
+def dropped(h: Tensor, dropout: Dropout | None, backend: str) -> Tensor:
+    """h [..., N] with the dropout that the backend's kernels draw."""
+    if dropout is None:
+        return h
+    mask = torch.ops.epilogue.dropout_mask(dropout.seed, dropout.p, *rows_of(h).shape, backend)
+    return (h * mask.view(h.shape)).to(h.dtype)
+
+
+def _operands(z: Tensor, applied: Applied) -> Sequence[Tensor]:
+    return z.chunk(2, -1) if applied.gated else (z,)
+
+
+def _activated(applied: Applied, *operands: Tensor) -> Tensor:
+    act = applied.act.gated if applied.gated else applied.act
+    return eager.apply(act, applied.values, *operands)
+
+
+def from_inputs(operation: Callable, inputs: Sequence, wanted: Sequence[bool], dy: Tensor | None) -> tuple:
+    """The gradients of operation(*inputs) for dy, where nothing else was kept."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views, so that the gradients stop here: an input may be computed from another, or be given twice.
+        inputs = tuple(None if t is None else t.view_as(t) for t in inputs)
+        by = [t for t, is_wanted in zip(inputs, wanted, strict=True) if t is not None and is_wanted]
+        grads = iter(torch.autograd.grad(operation(*inputs), by, dy, create_graph=create_graph))
+    return tuple(next(grads) if is_wanted else None for is_wanted in wanted)
+
+
+def from_kept(
+    dh: Tensor, kept: Tensor, keep: Keep, learned: Tensor | None, applied: Applied
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """(h [M, N], dz [M, N], dparam) of h = act(z) for dh [M, N], from z ("input"), h itself ("output") or its signs ("sign").
+
+    kept is a result of forward, and so in the graph: second derivatives by x go through it, and need no x. gated: z and dz are gate|up
+    [M, 2N]. dparam: the gradient of the learnable tensor, which is among the activation's values.
+    """
+    if keep != "input":
+        formula = applied.act.output_derivative(applied.values)
+        assert formula is not None
+        h = kept if keep == "output" else unpacked(kept, dh)
+        return h, (dh * bind(formula, eager.VOCABULARY)(h, *applied.values)).to(dh.dtype), None
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        z = saturated(kept.view_as(kept))
+        if learned is not None:
+            view = learned.view_as(learned)
+            applied = applied._replace(values=tuple(view if value is learned else value for value in applied.values))
+        h = _activated(applied, *_operands(z, applied))
+        by = [z] if learned is None or not learned.requires_grad else [z, view]
+        dz, *dparam = torch.autograd.grad(h, by, dh, create_graph=create_graph)
+    return h, dz, dparam[0] if dparam else None
