@@ -11,7 +11,10 @@ TRITON, CUPY = "tests/kernels/triton", "tests/kernels/cupy"
 EDGES, TENSORS = f"{TRITON}/test_edges.py", f"{CUPY}/test_tensors.py"
 VALUABLE = (
     EDGES,
-    *(f"{TRITON}/test_{name}.py" for name in ("fast", "formulas", "kernels", "mlp", "autograd")),
+    *(
+        f"{TRITON}/test_{name}.py"
+        for name in ("fast", "formulas", "kernels", "mlp", "mlp_kept", "mlp_odd", "dropout", "autograd")
+    ),
     TENSORS,
 )
 """The kernel tests that tell the most, before all others."""

@@ -6,7 +6,7 @@ config of each family once more with every activation, so that a spill which onl
 Registers and stack are cuobjdump's, shared memory the compiler's; the rest is counted in the disassembly (SASS), statically, each
 instruction once however often it runs: spills are loads and stores of local memory; wgmma the asynchronous matrix instructions (HGMMA on
 sm_90; on sm_100 UTCHMMA, its tcgen05), mma those that a warp waits for (HMMA); tma the loads and stores of tiles (UTMALDG, UTMASTG). The
-cost per element of the epilogue is `offline.epilogue_cost` of each formula that the kernel applies, added up: what two formulas share is
+cost per element of the epilogue is `compiler.epilogue_cost` of each formula that the kernel applies, added up: what two formulas share is
 counted twice. MUFU, the special-function unit (ex2, rcp, …), has a quarter of a warp's width.
 """
 
