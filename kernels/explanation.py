@@ -13,10 +13,10 @@ from .saving import emits_h, kept_by_layer, kept_by_mlp
 if TYPE_CHECKING:
     import torch
 
-    from .triton.chips import Machine
-    from .triton.configs import Choice
-    from .triton.dispatch import Candidate
-    from .triton.problem import Problem
+    from .triton.plan.chips import Machine
+    from .triton.plan.configs import Choice
+    from .triton.plan.dispatch import Candidate
+    from .triton.plan.problem import Problem
 
 OPS = ("linear", "glu", "mlp", "gated_mlp")
 GATED = ("glu", "gated_mlp")
@@ -78,7 +78,7 @@ def explain(
     import torch
 
     from .operands import DTYPES, activation_refusal
-    from .triton import chips, dispatch
+    from .triton.plan import chips, dispatch
 
     if op not in OPS:
         raise ValueError(f"explain: op must be one of {', '.join(OPS)}; got {op!r}")
@@ -121,8 +121,8 @@ def problems(
     training: bool = False, dropout: bool = False, frozen: Collection[str] = (),
 ) -> "dict[str, Problem]":  # fmt: skip
     """The products of a call that the dispatcher decides on: forward, and an MLP's backward. Arguments as for `explain`."""
-    from .triton.chips import precision
-    from .triton.problem import backward_problem, forward_problem
+    from .triton.plan.chips import precision
+    from .triton.plan.problem import backward_problem, forward_problem
 
     wanted = {*_differentiable(op, act, values)} - {*frozen} if training else set()
     gated, dropout = op in GATED, dropout and training
@@ -162,7 +162,7 @@ def _backend(gpu: str | None, dtype: "torch.dtype") -> tuple[str, str]:
     """(the backend of tensors of that dtype, the reason for it). For a GPU that is not here: the chosen backend, or Triton."""
     import torch
 
-    from .triton import chips
+    from .triton.plan import chips
 
     if gpu is not None:
         if gpu not in chips.CHIPS:

@@ -190,6 +190,29 @@ def unfused(op: str, args: dict[str, Any], entry: Activation, values: tuple = ()
     return entry.oracle(F, a, b, *values) if entry.arity == 2 else entry.oracle(F, a, *values) * b
 
 
+def train(function: Callable, args: dict[str, Any], dy, values: tuple = ()) -> list[Any]:
+    """[y, gradients of all tensors in args and values] of function(args, values)."""
+    args = each(lambda t: t.detach().clone().requires_grad_(), args)
+    values = tuple(v.detach().clone().requires_grad_() if isinstance(v, torch.Tensor) else v for v in values)
+    y = function(args, values)
+    tensors = [*leaves(args), *(v for v in values if isinstance(v, torch.Tensor))]
+    return [y, *torch.autograd.grad(y, tensors, dy.to(y.dtype))]
+
+
+def assert_trains(function: Callable, op: str, args: dict[str, Any], entry: Activation, values: tuple, dy) -> None:
+    """function(args, values) and its gradients are as accurate as the unfused layers of the same dtype."""
+
+    def plain(args, values):
+        return unfused(op, args, entry, values)
+
+    def double(value):
+        return value.double() if isinstance(value, torch.Tensor) else value
+
+    own, exact = train(plain, args, dy, values), train(plain, each(double, args), dy, each(double, values))
+    for actual, torchs, truth in zip(train(function, args, dy, values), own, exact, strict=True):
+        assert_accurate(actual, torchs, truth)
+
+
 def kept(function: Callable, *owned: torch.Tensor) -> list[tuple[Any, ...]]:
     """(dtype, *shape) of all that `function` keeps for backward, sorted; views of `owned`, the user's own tensors, cost nothing."""
     storages = {tensor.untyped_storage().data_ptr() for tensor in owned}

@@ -19,9 +19,9 @@ from epilogue.benchmarks.provenance import driver
 from epilogue.benchmarks.report import table
 from epilogue.cupy import cublaslt, epilogues
 from epilogue.explanation import ONE_WAY, describe
-from epilogue.triton import tuned
-from epilogue.triton.chips import CHIPS, Machine
-from epilogue.triton.chips import gpu as gpu_here
+from epilogue.triton.plan import tuned
+from epilogue.triton.plan.chips import CHIPS, Machine
+from epilogue.triton.plan.chips import gpu as gpu_here
 
 KERNELS, INTERPRETED, EAGER = "Triton kernels", "Triton kernels, interpreted", "plain torch operations"
 CUPY = "CuPy kernels"

@@ -1,6 +1,6 @@
 """`epilogue tune`: measure the ways to compute a product with its epilogue on this GPU, and let the calls to come take the fastest.
 
-What is found goes into a file in the user's cache (epilogue.triton.tuned) after every product. Rows are rounded up to a power of two, for
+After every product the results go into a file in the user's cache (epilogue.triton.plan.tuned). Rows are rounded up to a power of two, for
 which the choice then stands. Products are measured in the order in which the model is least sure of them, fused or not.
 """
 
@@ -25,14 +25,14 @@ from epilogue.catalogue import ACTIVATIONS, CUBLASLT, Keep
 from epilogue.explanation import GATED, activation_of, describe, problems
 from epilogue.operands import Dropout, Layer, activation_refusal
 from epilogue.saving import library_serves
-from epilogue.triton import tuned
-from epilogue.triton.chips import CHIPS, Machine, gpu
-from epilogue.triton.configs import Choice, Config
 from epilogue.triton.dact import linear_dact
-from epilogue.triton.dispatch import candidates, choose
 from epilogue.triton.dropout import dropout_mask
 from epilogue.triton.linear import linear_fwd
-from epilogue.triton.problem import Problem
+from epilogue.triton.plan import tuned
+from epilogue.triton.plan.chips import CHIPS, Machine, gpu
+from epilogue.triton.plan.configs import Choice, Config
+from epilogue.triton.plan.dispatch import candidates, choose
+from epilogue.triton.plan.problem import Problem
 
 TOKENS = (1, 16, 256, 1024, 4096, 8192, 16384)
 """Rows of x that --model-dims measures."""

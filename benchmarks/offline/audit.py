@@ -26,8 +26,8 @@ from tqdm import tqdm
 from epilogue.benchmarks.offline.compiler import CHIPS, KernelCase, Resources, compile_case, epilogue_cost, shipped
 from epilogue.benchmarks.report import table
 from epilogue.catalogue import ACTIVATIONS
-from epilogue.triton.configs import POINTWISE, fitted
-from epilogue.triton.cost import epilogue_formulas
+from epilogue.triton.plan.configs import POINTWISE, fitted
+from epilogue.triton.plan.cost import epilogue_formulas
 
 WGMMA, MMA, LOAD, STORE = r"HGMMA|UTC\w*MMA", "HMMA", "UTMALDG", "UTMASTG"
 

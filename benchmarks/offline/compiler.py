@@ -28,13 +28,13 @@ from triton.runtime.jit import JITFunction
 from epilogue.applied import Applied, Needs
 from epilogue.catalogue import ACTIVATIONS, Keep
 from epilogue.operands import Dropout, Layer
-from epilogue.triton import chips
-from epilogue.triton.configs import OPTIONS, TABLE, Config, shared_bytes
 from epilogue.triton.dact import linear_dact
 from epilogue.triton.linear import linear_fwd
+from epilogue.triton.plan import chips
+from epilogue.triton.plan.configs import OPTIONS, TABLE, Config, shared_bytes
+from epilogue.triton.plan.problem import GLU
+from epilogue.triton.plan.tuned import STANDS_FOR_ALL
 from epilogue.triton.pointwise import act_bwd, act_fwd
-from epilogue.triton.problem import GLU
-from epilogue.triton.tuned import STANDS_FOR_ALL
 from epilogue.triton.vocabulary import device_function
 
 POINTER = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}

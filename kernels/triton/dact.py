@@ -13,9 +13,6 @@ from ..applied import Applied, Needs
 from ..catalogue import Keep
 from ..operands import halves
 from ..unfused import unfused_dact
-from .chips import machine, precision
-from .configs import Choice, Config
-from .dispatch import choose
 from .epilogue import Sums, column_pieces, dot, finish_backward, tile_position
 from .operands import (
     descriptor,
@@ -26,8 +23,11 @@ from .operands import (
     tile_arguments,
     tiles,
 )
+from .plan.chips import machine, precision
+from .plan.configs import Choice, Config
+from .plan.dispatch import choose
+from .plan.problem import Problem, backward_problem
 from .pointwise import act_bwd
-from .problem import Problem, backward_problem
 
 
 @triton.jit(do_not_specialize=["M"])

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..operands import Dropout
-from .configs import OPTIONS
+from .plan.configs import OPTIONS
 
 
 @triton.jit

@@ -13,13 +13,13 @@ from ..applied import Applied
 from ..catalogue import Keep
 from ..operands import Layer, halves, rows_of
 from ..unfused import library_fwd, unfused_fwd
-from .chips import machine, precision
-from .configs import Choice, Config
-from .dispatch import choose
 from .epilogue import column_pieces, dot, finish, store_tile, tile_position
 from .operands import descriptor, descriptors_serve, epilogue_of, forward_functions, on_device, tile_arguments, tiles
+from .plan.chips import machine, precision
+from .plan.configs import Choice, Config
+from .plan.dispatch import choose
+from .plan.problem import Problem, forward_problem
 from .pointwise import act_fwd
-from .problem import Problem, forward_problem
 
 
 @triton.jit(do_not_specialize=["M"])

@@ -10,9 +10,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..applied import Applied
 from ..catalogue import Keep, formulas
-from .chips import machine, precision
-from .configs import Config
 from .epilogue import Epilogue
+from .plan.chips import machine, precision
+from .plan.configs import Config
 from .vocabulary import device_function
 
 

@@ -12,8 +12,6 @@ from torch import Tensor
 from ..applied import Applied, Needs
 from ..catalogue import Keep
 from ..operands import halves
-from .chips import machine
-from .configs import POINTWISE
 from .dropout import drawn, dropped
 from .epilogue import (
     Sums,
@@ -29,6 +27,8 @@ from .epilogue import (
     z_gradient,
 )
 from .operands import epilogue_of, forward_functions, gradient_functions, on_device
+from .plan.chips import machine
+from .plan.configs import POINTWISE
 
 
 @triton.jit(do_not_specialize=["M"])

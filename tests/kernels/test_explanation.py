@@ -6,7 +6,7 @@ import torch
 import epilogue
 from epilogue import backends
 from epilogue.cupy import tensors
-from epilogue.triton.problem import DACT, DROPPED, GLU, LINEAR
+from epilogue.triton.plan.problem import DACT, DROPPED, GLU, LINEAR
 
 
 def test_a_line_for_each_way():

@@ -14,8 +14,8 @@ from epilogue.benchmarks.machine import doctor
 from epilogue.benchmarks.provenance import versions
 from epilogue.benchmarks.report import table
 from epilogue.cupy import epilogues
-from epilogue.triton import tuned
-from epilogue.triton.chips import CHIPS
+from epilogue.triton.plan import tuned
+from epilogue.triton.plan.chips import CHIPS
 
 
 def test_a_healthy_machine(capsys):

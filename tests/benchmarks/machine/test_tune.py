@@ -7,8 +7,8 @@ pytest.importorskip("triton")
 pytest.importorskip("tqdm")
 from epilogue.benchmarks import cli
 from epilogue.benchmarks.machine import tune
-from epilogue.triton import tuned
-from epilogue.triton.chips import CHIPS
+from epilogue.triton.plan import tuned
+from epilogue.triton.plan.chips import CHIPS
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="would measure for minutes")
 

@@ -40,26 +40,11 @@ def fused(op, args, entry, values, **options):
     return getattr(KERNELS["cupy"], name)(x, *rest, act, values, **options)
 
 
-def train(function, args, dy, values):
-    """[y, gradients of all tensors in args and values]."""
-    args = each(lambda t: t.detach().clone().requires_grad_(), args)
-    values = tuple(v.detach().clone().requires_grad_() if isinstance(v, torch.Tensor) else v for v in values)
-    y = function(args, values)
-    tensors = [*leaves(args), *(v for v in values if isinstance(v, torch.Tensor))]
-    return [y, *torch.autograd.grad(y, tensors, dy.to(y.dtype))]
-
-
 def compare(op, args, dy, entry, values, **options):
-    def plain(args, values):
-        return unfused(op, args, entry, values)
+    def function(args, values):
+        return fused(op, args, entry, values, **options)
 
-    def double(value):
-        return value.double() if isinstance(value, torch.Tensor) else value
-
-    actual = train(lambda args, values: fused(op, args, entry, values, **options), args, dy, values)
-    own, exact = train(plain, args, dy, values), train(plain, each(double, args), dy, tuple(map(double, values)))
-    for result, torchs, truth in zip(actual, own, exact, strict=True):
-        assert_accurate(result, torchs, truth)
+    checks.assert_trains(function, op, args, entry, values, dy)
 
 
 def draw(op, rng, dtype, device, rows=37, sizes=(19, 29, 13), **options):
@@ -218,8 +203,10 @@ def test_dropout_is_one_mask(name, dtype, recompute, device, rng, monkeypatch):
         torch.manual_seed(3)
         return fused(op, args, entry, values, dropout_p=0.3, recompute=recompute)
 
-    own, exact = (train(lambda args, _: plain(args=args), a, dy, ()) for a in (args, each(lambda t: t.double(), args)))
-    for result, torchs, truth in zip(train(kernels, args, dy, ()), own, exact, strict=True):
+    own, exact = (
+        checks.train(lambda args, _: plain(args=args), a, dy, ()) for a in (args, each(lambda t: t.double(), args))
+    )
+    for result, torchs, truth in zip(checks.train(kernels, args, dy, ()), own, exact, strict=True):
         assert_accurate(result, torchs, truth)
 
 
@@ -271,9 +258,11 @@ def test_gradients_of_any_layout(op, layout, device, rng):
 @pytest.mark.parametrize("op", OPS)
 def test_empty(op, size, device, rng):
     args, dy = draw(op, rng, torch.float32, device, size[0], size[1:])
-    exact = train(lambda args, _: unfused(op, args, ACTIVATIONS["silu"]), each(lambda t: t.double(), args), dy, ())
+    exact = checks.train(
+        lambda args, _: unfused(op, args, ACTIVATIONS["silu"]), each(lambda t: t.double(), args), dy, ()
+    )
     for actual, truth in zip(
-        train(lambda args, _: fused(op, args, ACTIVATIONS["silu"], ()), args, dy, ()), exact, strict=True
+        checks.train(lambda args, _: fused(op, args, ACTIVATIONS["silu"], ()), args, dy, ()), exact, strict=True
     ):
         torch.testing.assert_close(actual.double(), truth, rtol=1e-5, atol=1e-5)
 

@@ -26,8 +26,8 @@ def chosen(request, monkeypatch):
     if find_spec("triton") is None:
         return
     from epilogue.triton import dact, linear
-    from epilogue.triton.configs import Config
-    from epilogue.triton.dispatch import candidates
+    from epilogue.triton.plan.configs import Config
+    from epilogue.triton.plan.dispatch import candidates
 
     unfused = hasattr(request.node, "callspec") and request.node.callspec.params.get("kernel") == "unfused"
 

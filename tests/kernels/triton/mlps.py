@@ -1,4 +1,4 @@
-"""MLPs for the tests: their tensors in the sizes of each kernel, and one step of training."""
+"""MLPs for the tests: their tensors in the sizes of each kernel."""
 
 import torch
 
@@ -16,15 +16,6 @@ def tensors(op, rng, kernel, dtype, device, bias=True):
     m, sizes = SHAPES[kernel]
     args = checks.arguments(op, rng, (m,), sizes, bias)
     return checks.each(lambda a: torch.as_tensor(a).to(device, dtype), args)
-
-
-def train(function, args, dy, values=()):
-    """[y, gradients of all tensors in args and values]."""
-    args = checks.each(lambda t: t.detach().clone().requires_grad_(), args)
-    values = tuple(v.detach().clone().requires_grad_() if isinstance(v, torch.Tensor) else v for v in values)
-    y = function(args, values)
-    leaves = [*checks.leaves(args), *(v for v in values if isinstance(v, torch.Tensor))]
-    return [y, *torch.autograd.grad(y, leaves, dy.to(y.dtype))]
 
 
 def output_gradient(kernel, dtype, device):

@@ -11,12 +11,13 @@ import epilogue
 from epilogue.approximations import APPROXIMATIONS
 from epilogue.operands import Layer
 from epilogue.saving import library_serves
-from epilogue.triton import configs, dispatch, tuned
-from epilogue.triton.chips import CHIPS, INTERPRETER, precision
-from epilogue.triton.configs import TABLE, Config, shared_bytes
-from epilogue.triton.cost import ALIKE, UNKNOWN, WEIGHTS, formula_cost
-from epilogue.triton.dispatch import candidates, choose, fused_time, unfused_time
-from epilogue.triton.problem import DACT, DROPPED, GLU, LINEAR, Problem
+from epilogue.triton.plan import configs, model, tuned
+from epilogue.triton.plan.chips import CHIPS, INTERPRETER, precision
+from epilogue.triton.plan.configs import TABLE, Config, shared_bytes
+from epilogue.triton.plan.cost import ALIKE, UNKNOWN, WEIGHTS, formula_cost
+from epilogue.triton.plan.dispatch import candidates, choose
+from epilogue.triton.plan.model import fused_time, unfused_time
+from epilogue.triton.plan.problem import DACT, DROPPED, GLU, LINEAR, Problem
 from epilogue.unfused import library_fwd
 from epilogue.vocabulary import PRIMITIVES, exp, where
 
@@ -73,9 +74,9 @@ def test_the_model_meets_what_was_measured():
     """An 8192³ product at 780 TFLOP/s and a copy at 4.3 TB/s on one H200."""
     cube = GELU._replace(m=8192, n=8192, k=8192)
     waves = -(-(64 * 32) // 132) / (64 * 32 / 132)
-    microseconds = dispatch._cublas_cycles(cube, 128, 256, H200) / H200.clock / 1e3 / waves
+    microseconds = model._cublas_cycles(cube, 128, 256, H200) / H200.clock / 1e3 / waves
     assert 2 * 8192**3 / microseconds / 1e6 == pytest.approx(780, rel=0.01)
-    assert dispatch._longer(0.0, 4.3e9, H200) == pytest.approx(1000, rel=0.01)
+    assert model._longer(0.0, 4.3e9, H200) == pytest.approx(1000, rel=0.01)
 
 
 def test_the_model_by_hand():
@@ -100,7 +101,7 @@ def test_the_model_of_other_kernels_by_hand(monkeypatch):
         loop = 1000 * (max(arithmetic, loads) + min(arithmetic, loads) / 4) / pipeline
         return pytest.approx(2.0 + (loop + 64 * 64 * epilogue) / 2.0 / 1e3)
 
-    monkeypatch.setattr(dispatch, "formula_cost", lambda *of: (1.0, 4.0))
+    monkeypatch.setattr(model, "formula_cost", lambda *of: (1.0, 4.0))
     gated = GELU._replace(family=GLU, m=64, n=64, k=1000, gated=True, keeps=False)
     config = Config(64, 64, 64, 4, 3, True)
     expected = microseconds(64 * 128 / (2048 * 0.855), (64 + 128) * 2 / 60, 0.99, 4 / 16)
@@ -115,7 +116,7 @@ def test_the_model_of_other_kernels_by_hand(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_the_model_of_cublas_by_hand(dtype, monkeypatch):
     """Tiles of one size on four processors: five are two waves, one is split over all; then the pointwise kernel's instructions."""
-    monkeypatch.setattr(dispatch, "CUBLAS_TILES", ((128, 128),))
+    monkeypatch.setattr(model, "CUBLAS_TILES", ((128, 128),))
     chip = H200._replace(processors=4, clock=2.0, bandwidth=1e9)
     problem = GELU._replace(n=128, k=1000, activation="identity", dtype=dtype)
     size = dtype.itemsize  # TF32 has half the rate of 16 bits

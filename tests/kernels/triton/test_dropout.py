@@ -12,7 +12,7 @@ import epilogue
 from checks import assert_accurate, philox
 from epilogue.operands import Dropout, draw_seed
 from epilogue.triton.dropout import dropout_mask
-from mlps import DTYPES, SHAPES, output_gradient, tensors, train
+from mlps import DTYPES, SHAPES, output_gradient, tensors
 
 
 def test_mask_is_philox(device):
@@ -72,10 +72,10 @@ def test_dropout_is_one_mask(activation, dtype, kernel, recompute, rng, device, 
     values = tuple(entry.params.values())
     unfused = functools.partial(checks.unfused, op, entry=entry, dropout_p=p)
     own, exact = (
-        train(lambda args, values: unfused(args=args, values=values), a, dy, values)
+        checks.train(lambda args, values: unfused(args=args, values=values), a, dy, values)
         for a in (args, checks.each(lambda t: t.double(), args))
     )
-    for actual, torchs, truth in zip(train(fused, args, dy, values), own, exact, strict=True):
+    for actual, torchs, truth in zip(checks.train(fused, args, dy, values), own, exact, strict=True):
         assert_accurate(actual, torchs, truth)
 
 

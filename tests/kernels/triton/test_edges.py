@@ -8,10 +8,10 @@ import epilogue
 from checks import assert_accurate
 from epilogue.applied import Applied, Needs
 from epilogue.operands import Dropout, Layer
-from epilogue.triton.configs import DACT, GLU, TABLE
 from epilogue.triton.dact import linear_dact
 from epilogue.triton.dropout import dropout_mask
 from epilogue.triton.linear import linear_fwd
+from epilogue.triton.plan.configs import DACT, GLU, TABLE
 from epilogue.triton.pointwise import act_bwd
 from epilogue.vocabulary import absolute, sqrt, where
 

@@ -14,7 +14,7 @@ from epilogue.autograd.plain import plain_layer
 from epilogue.backends import Backend
 from epilogue.lookup import resolve_call
 from epilogue.triton import dact, linear, operands
-from epilogue.triton.chips import CHIPS
+from epilogue.triton.plan.chips import CHIPS
 
 M, SIZES = 24, {"aligned": (32, 48), "odd": (19, 29)}
 GROUPS = {

@@ -5,9 +5,8 @@ import torch
 
 import checks
 import epilogue
-from checks import assert_accurate
 from epilogue.triton import refusal
-from mlps import DTYPES, SHAPES, output_gradient, tensors, train
+from mlps import DTYPES, SHAPES, output_gradient, tensors
 
 FORMS = {1: ("mlp", "gated_mlp", "gated_mlp packed"), 2: ("gated_mlp", "gated_mlp packed")}
 EVERY = [
@@ -19,24 +18,12 @@ EVERY = [
 
 
 def compare(op, args, entry, values, dy, **options):
-    """The kernels against the unfused layers of the same dtype, by the error of both."""
-
     def fused(args, values):
         operation = getattr(epilogue, op.split()[0])
         return operation(**args, activation=entry, **checks.keywords(entry, values), **options)
 
-    def unfused(args, values):
-        return checks.unfused(op, args, entry, values)
-
     assert refusal(args["x"], args["down_weight"]) is None
-    exact = train(unfused, checks.each(lambda t: t.double(), args), dy, checks.each(as_double, values))
-    own = train(unfused, args, dy, values)
-    for actual, torchs, truth in zip(train(fused, args, dy, values), own, exact, strict=True):
-        assert_accurate(actual, torchs, truth)
-
-
-def as_double(value):
-    return value.double() if isinstance(value, torch.Tensor) else value
+    checks.assert_trains(fused, op, args, entry, values, dy)
 
 
 @pytest.mark.parametrize(("op", "entry", "values", "dtype", "kernel"), checks.dealt(EVERY, DTYPES, SHAPES))
@@ -74,7 +61,7 @@ def test_packed(activation, bias, kernel, rng, device):
     }  # fmt: skip
     dy = output_gradient(kernel, torch.float16, device)
     pair, one = (
-        train(lambda args, _: epilogue.gated_mlp(**args, activation=activation), a, dy) for a in (args, packed)
+        checks.train(lambda args, _: epilogue.gated_mlp(**args, activation=activation), a, dy) for a in (args, packed)
     )
     y, dx, dgate, dup, ddown, *biases = pair
     expected = [y, dx, torch.cat([dgate, dup]), ddown, *([torch.cat(biases[:2]), biases[2]] if bias else [])]

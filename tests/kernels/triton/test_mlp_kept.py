@@ -7,7 +7,7 @@ import checks
 import epilogue
 from checks import assert_accurate, kept
 from epilogue.nn import FusedGatedMLP, FusedMLP
-from mlps import SHAPES, output_gradient, tensors, train
+from mlps import SHAPES, output_gradient, tensors
 
 X, H, Z = ("float32", 12, 16), ("float32", 12, 24), ("float32", 12, 48)
 
@@ -98,10 +98,10 @@ def test_recompute_changes_no_number(activation, dtype, rng, device):
     op = "gated_mlp" if activation == "swiglu" else "mlp"
     args, dy = tensors(op, rng, "descriptor", dtype, device), output_gradient("descriptor", dtype, device)
     kept, recomputed = (
-        train(lambda args, _, r=r: getattr(epilogue, op)(**args, activation=activation, recompute=r), args, dy)
+        checks.train(lambda args, _, r=r: getattr(epilogue, op)(**args, activation=activation, recompute=r), args, dy)
         for r in (False, True)
     )
-    exact = train(
+    exact = checks.train(
         lambda args, _: checks.unfused(op, args, epilogue.resolve(activation)[0].gate or epilogue.resolve(activation)[0]),
         checks.each(lambda t: t.double(), args), dy,
     )  # fmt: skip

@@ -14,7 +14,7 @@ pytest.importorskip("tqdm")
 from epilogue.benchmarks.offline.audit import every_activation, faults
 from epilogue.benchmarks.offline.compiler import CHIPS, compile_case, epilogue_cost, shipped
 from epilogue.catalogue import ACTIVATIONS
-from epilogue.triton.cost import cost_of, epilogue_formulas
+from epilogue.triton.plan.cost import cost_of, epilogue_formulas
 
 # What the architectures have in common is tried on sm_90 alone: float16, and dropout in float32's backward, of which a kernel takes half a
 # minute on sm_100. Kernels without bias and dropout hold fewer values, for which ptxas chooses its registers anew: float16's stand for

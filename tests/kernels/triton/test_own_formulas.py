@@ -15,7 +15,7 @@ from triton.compiler import ASTSource
 import epilogue
 from epilogue.catalogue import formulas
 from epilogue.triton import INTERPRET
-from epilogue.triton.configs import OPTIONS
+from epilogue.triton.plan.configs import OPTIONS
 from epilogue.triton.vocabulary import device_function
 from epilogue.vocabulary import exp, sigmoid, tanh, where
 

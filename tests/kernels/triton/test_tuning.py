@@ -13,9 +13,10 @@ from epilogue.benchmarks.machine import tune
 from epilogue.benchmarks.timing import Timing
 from epilogue.explanation import problems
 from epilogue.lookup import resolve_call
-from epilogue.triton import chips, dact, linear, tuned
-from epilogue.triton.configs import TABLE, Config
-from epilogue.triton.problem import DACT, DROPPED, GLU, LINEAR, Problem
+from epilogue.triton import dact, linear
+from epilogue.triton.plan import chips, tuned
+from epilogue.triton.plan.configs import TABLE, Config
+from epilogue.triton.plan.problem import DACT, DROPPED, GLU, LINEAR, Problem
 
 PROBLEMS = [
     Problem(LINEAR, 64, 48, 32, torch.bfloat16, "tf32", False, "relu", gated=False, keeps=False),

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from ..catalogue import Activation
-from ..trace import COMPARISONS, Value, traced, vocabulary
+from ...catalogue import Activation
+from ...trace import COMPARISONS, Value, traced, vocabulary
 
 WEIGHTS = {
     "*": (0.95, 0.0), "+": (0.95, 0.0), "fused": (-1.0, 0.0), "absolute": (0.0, 0.0), "negative": (0.85, 0.0),

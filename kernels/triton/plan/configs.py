@@ -4,7 +4,7 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from . import release
+from .. import release
 from .problem import DACT, DROPPED, GLU, LINEAR, Family
 
 OPTIONS = {"enable_fp_fusion": True}

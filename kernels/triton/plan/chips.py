@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import INTERPRET
+from .. import INTERPRET
 
 
 class Machine(NamedTuple):

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..catalogue import Activation, Keep
-from ..saving import library_serves
+from ...catalogue import Activation, Keep
+from ...saving import library_serves
 from .chips import precision
 
 

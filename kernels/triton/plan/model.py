@@ -1,56 +1,16 @@
-"""The choice among the ways to compute a product with its epilogue: measured where `epilogue tune` has run, else predicted.
+"""The time of a product with its epilogue, predicted.
 
-A choice depends on the problem, the chip and the tuned table alone, so the same call takes the same way every time.
+A roofline with waves: a multiprocessor works through ceil(tiles / processors) tiles, and no kernel is faster than its memory traffic. Per
+step of K, a tile takes the longer of its arithmetic and its loads from L2, plus a quarter of the shorter, since the two overlap but not
+wholly. Then comes its epilogue: the formulas' instructions (cost.py), its reads and its writes. cuBLAS is modelled in the same way, with
+the best of its tiles, an epilogue hidden under the next tile's product, and K split where tiles are few.
 """
 
-import functools
-from typing import NamedTuple
-
-from ..catalogue import ACTIVATIONS
-from . import tuned
+from ...catalogue import ACTIVATIONS
 from .chips import Machine
-from .configs import TABLE, Choice, Config, fitted, shared_bytes
+from .configs import Config
 from .cost import formula_cost
 from .problem import Problem
-
-
-class Candidate(NamedTuple):
-    """A choice and the microseconds that it takes, by measurement or by the model."""
-
-    choice: Choice
-    microseconds: float
-    measured: bool
-
-
-@functools.lru_cache(maxsize=4096)
-def choose(problem: Problem, chip: Machine) -> Choice:
-    """The choice of least time. In the interpreter that is always a fused kernel, which is what it is there to test."""
-    return candidates(problem, chip)[0].choice
-
-
-def candidates(problem: Problem, chip: Machine) -> list[Candidate]:
-    """Every choice whose time can be predicted, fastest first; before them the one that was measured for this problem, if any."""
-    itemsize = problem.dtype.itemsize
-    configs = [fitted(c, problem.activation, problem.gated) for c in TABLE[problem.family, problem.tma, itemsize]]
-    fitting = [c for c in configs if shared_bytes(c, problem.family, itemsize) <= chip.shared_bytes] or [configs[-1]]
-    # Small tiles first: where memory decides, the times are equal, and small tiles have more loads under way.
-    fitting.sort(key=lambda config: config.BLOCK_M * config.BLOCK_N)
-    predicted = [Candidate(config, fused_time(problem, config, chip), False) for config in fitting]
-    if not chip.interpreted:
-        predicted.append(Candidate("unfused", unfused_time(problem, chip), False))
-    predicted.sort(key=lambda candidate: candidate.microseconds)
-    found = None if chip.interpreted else tuned.lookup(problem, chip)
-    if found is not None and found[0] == "library" and not problem.library:
-        found = None
-    return predicted if found is None else [Candidate(*found, True), *(c for c in predicted if c.choice != found[0])]
-
-
-# --- the model
-#
-# A roofline with waves: a multiprocessor works through ceil(tiles / processors) tiles, and no kernel is faster than its memory traffic. Per
-# step of K, a tile takes the longer of its arithmetic and its loads from L2, plus a quarter of the shorter, since the two overlap but not
-# wholly. Then comes its epilogue: the formulas' instructions (cost.py), its reads and its writes. cuBLAS is modelled in the same way, with
-# the best of its tiles, an epilogue hidden under the next tile's product, and K split where tiles are few.
 
 MULTIPLY_ADDS = {80: 1024, 90: 2048, 100: 4096, 103: 4096}
 """Multiply-adds per multiprocessor and cycle, for dense 16-bit operands; half as many for TF32. Other chips: 512."""
