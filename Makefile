@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # A strict editable install is a tree of links, one per file, so it is made again when a file comes or goes.
-FILES := $(shell ls kernels/*.py kernels/*/*.py kernels/*/*/*.py kernels/*/*.cu nn/*.py benchmarks/*.py benchmarks/*/*.py | cksum | cut -d' ' -f1)
+FILES := $(shell find kernels nn benchmarks -name '*.py' -o -name '*.cu' | sort | cksum | cut -d' ' -f1)
 INSTALLED := $(VENV)/installed-$(FILES)
 
 # The folder kernels/ must not be importable by that name: Hugging Face has a package called so.

@@ -264,13 +264,13 @@ if sys.modules.get("torch") is not None:
 
 def _backend(x, weight):
     """The module whose operations serve these arrays."""
-    if is_cupy(x):
-        from .cupy import arrays
+    if _eager is None or not isinstance(x, _eager.Tensor):
+        if is_cupy(x):  # which a compiler had better not trace: it would look at every module there is
+            from .cupy import arrays
 
-        return arrays
-    if isinstance(x, np.ndarray):
-        return reference
-    if _eager is None:
+            return arrays
+        if isinstance(x, np.ndarray):
+            return reference
         load_torch(sys.modules["torch"])
     if x.is_cpu and not _triton.INTERPRET:
         return _eager

@@ -1,4 +1,4 @@
-"""What the fused modules share: an activation and its parameters."""
+"""The base of the fused modules: an activation and its parameters."""
 
 import inspect
 from typing import Any
@@ -17,7 +17,8 @@ class Activated(nn.Module):
     """
 
     Gated = False
-    _initial: dict[str, Any] = {}  # noqa: RUF012  empty while a constructor resets: what the user gave is not written to
+    # Empty until the constructor's end: the resets within it must not write to tensors that the user gave.
+    _initial: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, activation: Any, params: dict[str, Any], bias: bool) -> None:
         super().__init__()
@@ -37,7 +38,7 @@ class Activated(nn.Module):
                 self._numbers[name] = value
 
     def _settle(self, activation: Any, device: Any, dtype: Any) -> None:
-        """End of a constructor: notes what `reset_activation` restores, and brings tensors that are elsewhere to `device` and `dtype`.
+        """Note what `reset_activation` restores, and bring tensors to `device` and `dtype`; called at the end of a constructor.
 
         A tensor on the meta device holds no numbers: nn.PReLU's `init` stands for them, else the formula's default.
         """
@@ -60,12 +61,12 @@ class Activated(nn.Module):
                 _fill(there, self._initial[name])
 
     def reset_activation(self) -> None:
-        """The activation's learnable parameters and buffers as they were given to the constructor."""
+        """Set the activation's learnable parameters and buffers to what the constructor was given."""
         for name, initial in self._initial.items():
             _fill(getattr(self, name).detach(), initial)
 
     def activation_params(self) -> dict[str, Any]:
-        """The activation's keywords for this call."""
+        """Return the activation's keywords for this call."""
         if len(self._numbers) == len(self.activation.params):
             return self._numbers
         return {name: self._numbers.get(name, getattr(self, name, None)) for name in self.activation.params}

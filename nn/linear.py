@@ -16,11 +16,11 @@ class FusedLinear(Activated):
     weight [out_features, in_features], bias [out_features]: named, shaped and, with the same seed, initialised as nn.Linear's, so that
     state_dicts interchange. x [..., in_features], by keyword `input` as nn.Linear's -> [..., out_features].
 
-    activation: whatever `epilogue.resolve` takes, its parameters as keywords. A number stays fixed; an nn.Parameter
+    activation: anything that `epilogue.resolve` takes; its parameters are keywords. A number stays fixed; an nn.Parameter
     (`activation="prelu", slope=nn.Parameter(torch.full((out_features,), 0.25))`, or `activation=nn.PReLU(out_features)`) is learned.
 
-    Not a subclass of nn.Linear: LoRA and row-wise tensor parallelism would take it for a plain one and drop the activation.
-    ValueError and TypeError as `epilogue.linear`.
+    It is no subclass of nn.Linear: LoRA and row-wise tensor parallelism would take it for a plain one and drop the activation.
+    Raises ValueError and TypeError as `epilogue.linear` does.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class FusedLinear(Activated):
         self._settle(activation, device, dtype)
 
     def reset_parameters(self) -> None:
-        """nn.Linear's own initialisation, and the activation's learnable parameters as they were given (see `reset_activation`)."""
+        """Initialise as nn.Linear does, and set the activation's learnable parameters as they were given (see `reset_activation`)."""
         nn.Linear.reset_parameters(self)  # type: ignore[arg-type]
         self.reset_activation()
 
@@ -56,9 +56,9 @@ class FusedLinear(Activated):
 class FusedGLU(Activated):
     """act(x Gᵀ + bg) ⊙ (x Uᵀ + bu): a gated linear unit, as one operation (`epilogue.glu`).
 
-    weight [2·out_features, in_features], gate half first, bias [2·out_features]: those of nn.Linear(in_features, 2·out_features), with
-    the same seed to the bit. x [..., in_features] -> [..., out_features]. activation: elementwise (the gate's), a pair, or a gated
-    variant's name such as "swiglu"; parameters as in `FusedLinear`.
+    weight [2·out_features, in_features], gate half first, and bias [2·out_features] are those of nn.Linear(in_features, 2·out_features),
+    to the bit with the same seed. x [..., in_features] -> [..., out_features]. activation: an elementwise one for the gate, a pair, or the
+    name of a gated variant such as "swiglu"; parameters as in `FusedLinear`.
     """
 
     Gated = True

@@ -19,10 +19,10 @@ class FusedMLP(Activated):
 
     Children `up` and `down` are plain nn.Linear, made in this order, so seeds and state_dicts are those of the unfused block.
     x [..., in_features] -> [..., out_features] (default: in_features). dropout: the share of hidden units dropped in training.
-    recompute: keep x alone for backward, which repeats the up product. activation and its parameters as in `FusedLinear`.
+    recompute: keep only x for backward, which repeats the up product. activation and its parameters as in `FusedLinear`.
 
-    A child that is more than a plain nn.Linear at the moment of the call (LoRA, quantised, hooked, parametrized, sharded) is called as a
-    module, and only the activation runs between the two.
+    If a child is more than a plain nn.Linear at the moment of the call (LoRA, quantised, hooked, parametrized, sharded), both are called as
+    modules, and only the activation runs between them.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class FusedMLP(Activated):
         self._settle(activation, device, dtype)
 
     def reset_parameters(self) -> None:
-        """Every child's own initialisation, in the order in which they were made, and the activation's parameters as they were given."""
+        """Reset every child, in the order in which they were made, and set the activation's parameters as they were given."""
         for child in self.children():
             child.reset_parameters()  # type: ignore[operator]
         self.reset_activation()
@@ -64,14 +64,14 @@ class FusedMLP(Activated):
         return _as_modules(self, lambda x: apply(self.activation, tuple(params.values()), up(x)), input)
 
     def extra_repr(self) -> str:
-        return f"{self.activation_repr()}, dropout={self.dropout:g}{', recompute=True' * self.recompute}"
+        return f"{self.activation_repr()}, dropout={self.dropout:g}{', recompute=True' if self.recompute else ''}"
 
 
 class FusedGatedMLP(Activated):
     """dropout(act(x Gᵀ) ⊙ (x Uᵀ)) Dᵀ, as one operation (`epilogue.gated_mlp`): the block of Llama and its kin.
 
-    Children `gate`, `up`, `down` are plain nn.Linear, made in this order. Shapes, dropout, recompute and what happens to children that
-    are more than plain as in `FusedMLP`; activation as in `FusedGLU`.
+    Children `gate`, `up`, `down` are plain nn.Linear, made in this order. Shapes, dropout and recompute are as in `FusedMLP`, as is what
+    happens if a child is more than a plain layer; activation as in `FusedGLU`.
     """
 
     Gated = True
@@ -115,7 +115,7 @@ class FusedGatedMLP(Activated):
 
 
 def _as_modules(block: "FusedMLP | FusedGatedMLP", hidden: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """The block with its children called as modules."""
+    """Return the block's result with its children called as modules."""
 
     def forward(x: Tensor) -> Tensor:
         return block.down(F.dropout(hidden(x), block.dropout, block.training))

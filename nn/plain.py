@@ -1,4 +1,4 @@
-"""Which children may be read rather than called: what their call would do, and nothing more."""
+"""Plain children: those whose parameters may be read instead of calling them, since their call would do nothing more."""
 
 import copy
 from collections.abc import Iterator
@@ -13,12 +13,10 @@ from torch.nn.modules import module as _module
 from epilogue.eager import is_plain
 
 _LINEARS: dict[type, Any] = {nn.Linear: nn.Linear.forward}
-"""Linear layers, and the forward that was looked at: a class may be patched."""
+"""The forward of each class of linear layers when it was first seen, since a class may be patched later; None for other classes."""
 _CALL = nn.Module.__call__
 _FORWARDS = {cls: cls.forward for cls in (nn.Dropout, nn.Identity)}
-
-
-_EVERYBODYS = (
+_GLOBAL_HOOKS = (
     _module._global_forward_hooks,
     _module._global_forward_pre_hooks,
     _module._global_backward_hooks,
@@ -26,45 +24,47 @@ _EVERYBODYS = (
 )
 
 
-def _is_a_tracers(call: Any) -> bool:
-    """Whether it was torch that patched nn.Module's __call__ for all, as its tracers do, rather than somebody who counts calls."""
+def _is_torchs(call: Any) -> bool:
+    """Return whether nn.Module's __call__ was patched by torch, whose tracers do so, rather than by somebody who counts calls."""
     return getattr(call, "__globals__", {}).get("__name__", "").startswith("torch.")
 
 
 def unhooked(module: nn.Module) -> bool:
-    """Whether calling the module is calling its class's forward: no hooks, its own or everybody's, no forward of the instance's own."""
+    """Return whether a call of the module only calls its class's forward: no hooks, own or global, and no forward in the instance."""
     call = type(module).__call__
-    return (call is _CALL or (call is nn.Module.__call__ and _is_a_tracers(call))) and not (
+    return (call is _CALL or (call is nn.Module.__call__ and _is_torchs(call))) and not (
         "forward" in module.__dict__  # accelerate's hooks replace it
         or module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or any(_EVERYBODYS)
+        or any(_GLOBAL_HOOKS)
     )
 
 
 @contextmanager
 def without_global_hooks() -> Iterator[None]:
-    """Hooks on all modules are not called: those who set them expect their own calls."""
-    before = [dict(hooks) for hooks in _EVERYBODYS]
-    for hooks in _EVERYBODYS:
+    """Take global hooks away for a while: whoever set them expects calls of the model, not ours."""
+    before = [dict(hooks) for hooks in _GLOBAL_HOOKS]
+    for hooks in _GLOBAL_HOOKS:
         hooks.clear()
     try:
         yield
     finally:
-        for hooks, known in zip(_EVERYBODYS, before, strict=True):
+        for hooks, known in zip(_GLOBAL_HOOKS, before, strict=True):
             hooks.update(known)
 
 
 def is_exactly(module: Any, cls: type[nn.Module]) -> bool:
-    """Whether the module is of that class, as it was when this package was imported, and does nothing more."""
+    """Return whether the module is exactly of that class, which is as it was when this package was imported, and does nothing more."""
     return type(module) is cls and _FORWARDS[cls] is cls.forward and unhooked(module)
 
 
 def parameters_of(layer: Any) -> tuple[Tensor, Tensor | None] | None:
-    """(weight [out, in], bias) of a linear layer, a view of the weight of Conv1D; None where the layer does anything which reading them
-    would skip, or is none."""
+    """Return (weight [out, in], bias) of a linear layer; the weight of a Conv1D as a view.
+
+    None if the module is no linear layer, or does anything that would be skipped by reading them.
+    """
     if not is_linear(layer) or not unhooked(layer):
         return None
     own = layer._parameters  # past a lookup that costs more than the rest
@@ -75,15 +75,17 @@ def parameters_of(layer: Any) -> tuple[Tensor, Tensor | None] | None:
 
 
 def is_linear(module: Any) -> bool:
-    """Exactly nn.Linear, transformers' Conv1D, whose weight is stored [in, out], or a class that adds to nn.Linear a forward and nothing
-    else (Falcon's), if that computes what nn.Linear's does."""
+    """Return whether the module is a linear layer and its class is still as it was when first seen.
+
+    Linear layers are nn.Linear itself, transformers' Conv1D, whose weight is stored [in, out], and classes that add nothing to nn.Linear
+    but a forward (Falcon's) that computes the same.
+    """
     cls = type(module)
     if cls not in _LINEARS:
         if torch.compiler.is_compiling() or not isinstance(module, nn.Module):
             return False
-        conv1d = (
-            cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
-        )  # which need not be installed
+        # By name, since transformers need not be installed.
+        conv1d = cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
         own = {name for name in vars(cls) if not name.startswith("__")} | (vars(cls).keys() & _SPECIAL)
         falcons = cls.__bases__ == (nn.Linear,) and own == {"forward"} and _reads_parameters_alone(cls.forward)
         _LINEARS[cls] = cls.forward if conv1d or (falcons and _computes_linear(module)) else None
@@ -92,11 +94,11 @@ def is_linear(module: Any) -> bool:
 
 
 _SPECIAL = {"__call__", "__getattr__", "__getattribute__"}
-"""Methods by which a class does more at a call or a look-up."""
+"""Methods with which a class does more at a call or a look-up."""
 
 
 def _reads_parameters_alone(forward: Any) -> bool:
-    """Whether the forward reads nothing that may be another at another time."""
+    """Return whether the forward reads nothing that may change between calls."""
     code = getattr(forward, "__code__", None)
     return code is not None and {*code.co_names, *code.co_freevars} <= {
         "weight",
@@ -112,6 +114,7 @@ def _reads_parameters_alone(forward: Any) -> bool:
 
 
 def _computes_linear(layer: Any) -> bool:
+    """Return whether the forward of the layer's class computes what nn.Linear's does, with a bias and without."""
     generator = torch.Generator("cpu").manual_seed(0)  # the user's stays as it is
     x, weight, bias = (
         torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu") for shape in ((2, 3, 5), (4, 5), (4,))

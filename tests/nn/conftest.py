@@ -1,8 +1,10 @@
-"""What the tests of modules share."""
+"""Fixtures of the tests of modules."""
+
+import gc
 
 import pytest
 
-from epilogue.nn import sites
+from epilogue.nn.surgery import sites
 
 
 @pytest.fixture
@@ -18,3 +20,11 @@ def counted(monkeypatch):
 
         monkeypatch.setattr(sites, name, run)
     return names
+
+
+@pytest.fixture
+def collect():
+    """gc.collect, for what the test makes: everything older is not looked at, which takes most of the time."""
+    gc.freeze()
+    yield gc.collect
+    gc.unfreeze()

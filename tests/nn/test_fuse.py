@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from blocks import BLOCKS, Gated, Layer, Other, Packed, Plain, Twice, block, call, trained
-from epilogue.nn import fuse, surgery, unfuse
-from epilogue.nn.remade import is_remade
+from epilogue.nn import fuse, unfuse
+from epilogue.nn.surgery import candidates, fusing
+from epilogue.nn.surgery.remade import is_remade
 
 OPERATION = {"gated": "gated_mlp", "gated packed": "gated_mlp", "plain": "mlp", "sequential": "mlp"}
 
@@ -145,14 +146,14 @@ def test_twice_is_once():
 
 
 def test_an_exception_half_way(monkeypatch):
-    module, found = model(), surgery._found
+    module, examined = model(), fusing.examined
 
     def failing(path, *args):
         if path == "c":
             raise MemoryError("no more")
-        return found(path, *args)
+        return examined(path, *args)
 
-    monkeypatch.setattr(surgery, "_found", failing)
+    monkeypatch.setattr(fusing, "examined", failing)
     with pytest.raises(MemoryError):
         fuse(module)
     assert unfuse(module) == []
@@ -160,7 +161,7 @@ def test_an_exception_half_way(monkeypatch):
 
 
 def test_without_verification_the_likeliest(monkeypatch):
-    monkeypatch.setattr(surgery, "difference", None)
+    monkeypatch.setattr(candidates, "difference", None)
     module = model()
     assert [row.pattern for row in fuse(module, verify=False).fused] == ["gated", "plain", "gated packed"]
 

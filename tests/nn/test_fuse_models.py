@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from epilogue.nn import fuse, unfuse
+from epilogue.nn.surgery.recognition import recognised
 
 transformers = pytest.importorskip("transformers")
 
@@ -211,11 +212,26 @@ def test_saved_and_loaded(tmp_path):
 
 
 def test_compiled():
-    model = build("LlamaForCausalLM")
+    model = build("LlamaForCausalLM", num_hidden_layers=1)
     expected = model(**inputs(model)).logits
     fuse(model)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     assert_same([compiled(**inputs(model)).logits], [expected])
+
+
+def test_a_compiled_graph_knows_activations_as_each_call_does():
+    """Which these are, and whether autocast runs that spelling of them in float32 (on CUDA; on a CPU it does so with none)."""
+    catalogue = transformers.activations.ACT2FN
+    acts = list({type(act): act for act in map(catalogue.__getitem__, catalogue)}.values())
+
+    def known(x):
+        found = [recognised(act) for act in acts]
+        return x + 1, [None if each is None else (each.entry.name, each.widens) for each in found]
+
+    x = torch.zeros(1)
+    (_, expected), (_, compiled) = known(x), torch.compile(known, backend="eager", fullgraph=True)(x)
+    assert [c for c, e in zip(compiled, expected, strict=True) if e] == [e for e in expected if e]
+    assert {("gelu_tanh", True), ("gelu_tanh", False)} < {*expected}
 
 
 # --- adapters

@@ -9,7 +9,9 @@ from torch import nn
 
 from blocks import Dense, Gated, Packed, Plain
 from epilogue.catalogue import ACTIVATIONS
-from epilogue.nn import fuse, surgery, trial
+from epilogue.nn import Report, fuse
+from epilogue.nn.surgery import trial
+from epilogue.nn.surgery.report import Row
 
 OWN = """
 from epilogue import activation, derivative_of
@@ -184,9 +186,9 @@ def test_include_nothing():
 
 def test_the_report_groups_what_differs_in_numbers_alone():
     def rows(*paths, reason=""):
-        return [surgery.Row(path, "gated", "silu", reason) for path in paths]
+        return [Row(path, "gated", "silu", reason) for path in paths]
 
-    report = surgery.Report(
+    report = Report(
         rows(*(f"layers.{i}.mlp" for i in range(12)), "mlp", "layers.3.fc1", "layers.3.fc2"),
         [*rows("0.experts.8", "0.experts.9", "1.experts.10", "1.mlp", reason="no"), *rows("2.mlp", reason="neither")],
     )
@@ -201,7 +203,7 @@ def test_the_report_groups_what_differs_in_numbers_alone():
         "1.mlp             1      gated    silu        no",
         "2.mlp             1      gated    silu        neither",
     ]
-    assert str(surgery.Report(rows("", "0", "1"))).splitlines()[2:] == [
+    assert str(Report(rows("", "0", "1"))).splitlines()[2:] == [
         "(the model)  1      gated    silu",
         "0…1          2      gated    silu",
     ]

@@ -18,7 +18,7 @@ import zipfile
 
 import pytest
 
-from epilogue.nn import source
+from epilogue.nn.surgery import source
 
 MODULES = [
     argparse,

@@ -1,9 +1,9 @@
-"""`fuse` on one model of every type that transformers can make on the meta device: what it takes, what it refuses, and whether it is right.
+"""`fuse` on one model of every type that transformers can make on the meta device: what it fuses and refuses, and whether it is right.
 
     python tests/nn/walk.py [TYPE …]        # prints the summary, which is data: benchmarks/results/fuse_walk.json
 
-Layers beyond the second are left out where a config has a number of layers: they repeat. Whatever is fused is computed once more, with
-other weights and inputs than `fuse` tried, by the module and by what became of it; one module of each class.
+Where a config has a number of layers, the model has no more than two: others repeat these. One module of each fused class is run, fused
+and as it was, with other weights and inputs than `fuse` tried.
 """
 
 import copy
@@ -37,7 +37,7 @@ SECONDS = 120
 
 
 def model_of(config_class: Any, model_class: Any) -> nn.Module:
-    """On the meta device; of two layers, or of all where the config then does not fit itself."""
+    """Return the model on the meta device, with two layers, or with all of them if the config then contradicts itself."""
     for shorten in (True, False):
         config = config_class()
         if shorten:
@@ -60,8 +60,7 @@ def shortened(config: Any) -> None:
 
 
 def wrong(model: nn.Module, paths: list[str]) -> tuple[list[str], int]:
-    """(of the paths that are fused, those whose module, materialised, computes something else than it does fused; how many could not be
-    called alone)."""
+    """Return (the paths whose module, materialised, computes something else fused than unfused; how many could not be called alone)."""
     found, uncalled = [], 0
     for path in paths:
         if sum(parameter.numel() for parameter in model.get_submodule(path).parameters()) > 5e8:  # 4 GB
@@ -78,7 +77,7 @@ def wrong(model: nn.Module, paths: list[str]) -> tuple[list[str], int]:
 
 
 class Stub(nn.Module):
-    """In place of an attention: hands on the first tensor that it is given, in a tuple of that length where it is more than one."""
+    """Stands for an attention: returns the first tensor that it is given, in a tuple if that has a length of more than one."""
 
     def __init__(self, length: int) -> None:
         super().__init__()
@@ -90,7 +89,7 @@ class Stub(nn.Module):
 
 
 def _equal(fused: nn.Module) -> bool | None:
-    """Whether it computes what it does unfused, for the first kind of input that this takes; None where there is none."""
+    """Return whether it computes the same as unfused, for the first kind of input that it accepts; None if it accepts none."""
     tensors = [*fused.parameters(), *fused.buffers()]
     widths = dict.fromkeys(size for tensor in tensors for size in tensor.shape[:2])
     parameters = inspect.signature(fused.forward).parameters.values()
@@ -122,7 +121,7 @@ def _equal(fused: nn.Module) -> bool | None:
 
 
 def walk(types: list[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Model type -> its rows of fuse's report, and what was wrong; or why there is no model."""
+    """Return, by model type, the rows of fuse's report and what was wrong; or why there is no model."""
     from transformers import CONFIG_MAPPING, MODEL_MAPPING
 
     def too_long(*_: Any) -> None:
@@ -130,8 +129,9 @@ def walk(types: list[str] | None = None) -> dict[str, dict[str, Any]]:
 
     signal.signal(signal.SIGALRM, too_long)
     results: dict[str, dict[str, Any]] = {}
-    for name, config_class in CONFIG_MAPPING.items():
-        if config_class not in MODEL_MAPPING or (types and name not in types):
+    for name in types or CONFIG_MAPPING.keys():  # not items(), which imports all of transformers' configs
+        config_class = CONFIG_MAPPING[name]
+        if config_class not in MODEL_MAPPING:
             continue
         start = time.monotonic()
         signal.alarm(SECONDS)
@@ -169,11 +169,11 @@ def walk(types: list[str] | None = None) -> dict[str, dict[str, Any]]:
 
 
 OTHER = ("between its layers", "it does more", "its experts are", "`")
-"""How the reasons begin of what is no MLP. What could not be read, or has none of the expressions, may be one."""
+"""How the reasons begin for modules that are no MLPs. One that could not be read, or has none of the expressions, may be an MLP."""
 
 
 def summary(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Counts by pattern and by reason: modules, their classes, the model types that have them."""
+    """Return counts by pattern and by reason: modules, their classes, the model types that have them."""
     groups: dict[str, dict[str, list[tuple[str, str]]]] = {"fused": {}, "refused": {}}
     for name, result in results.items():
         for cls, _, pattern, *_ in result.get("fused", []):
@@ -205,7 +205,7 @@ def summary(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def readme(found: dict[str, Any]) -> str:
-    """The README's part that is made from a summary."""
+    """Return the README's part that is made from a summary."""
     rows = [("", "modules", "classes", "model types")]
     names = {
         "gated": "gated MLP",

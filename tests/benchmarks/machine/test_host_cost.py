@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from epilogue.benchmarks.machine import host_cost
-from epilogue.nn import sites
+from epilogue.nn.surgery import sites
 
 
 @pytest.mark.parametrize("mode", ["no grad", "forward + backward"])

@@ -11,8 +11,9 @@ pytest.importorskip("tqdm")
 pytest.importorskip("matplotlib")
 from epilogue.benchmarks.train import demo, side_by_side
 from epilogue.benchmarks.train.language_models import Size
-from epilogue.nn import fuse, sites
-from epilogue.nn.remade import is_remade
+from epilogue.nn import fuse
+from epilogue.nn.surgery import sites
+from epilogue.nn.surgery.remade import is_remade
 
 transformers = pytest.importorskip("transformers")
 demo_models = pytest.importorskip("epilogue.benchmarks.train.demo_models")

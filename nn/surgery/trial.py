@@ -1,4 +1,4 @@
-"""A second lock: whether a site computes what its expression does, tried on small layers made for it, in float64."""
+"""A second check of what was read: a site and its expression are run on small layers in float64, and their results compared."""
 
 import ast
 import copy
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .reading import Found
+from .expressions import Found
 from .recognition import recognised
 from .remade import Method
 from .roles import Roles
@@ -18,11 +18,14 @@ from .trees import changed, replaced
 
 FEATURES, HIDDEN, OUT = 6, 10, 4
 TOLERANCE = 1e-9
-"""Of float64 results relative to the largest: other orders of summation, and constants that a library rounds to ten digits."""
+"""The relative difference that is allowed: for other orders of summation, and for constants that a library rounds to ten digits."""
 
 
 def difference(method: Method, found: Found, owner: Any) -> float:
-    """The largest relative difference between the two, in training and evaluation, for small and large numbers; inf where one fails."""
+    """Return the largest relative difference between a site and its expression, in training and evaluation, for small and large numbers.
+
+    It is inf if either fails.
+    """
     generator = torch.Generator("cpu").manual_seed(0)
     halves = 1 if found.site.gated in ("", "pair") else 2
     layers = {
@@ -42,7 +45,7 @@ def difference(method: Method, found: Found, owner: Any) -> float:
 
 
 def _compared(method: Method, found: Found, owner: Any, layers: dict[str, Any], x: Tensor, training: bool) -> float:
-    """The expression with small layers in the places of its own, and a dropout that drops, against the site."""
+    """Return the difference between the site and its expression, where small layers and a dropout that drops replace those of the owner."""
     roles = Roles(method.inner, owner)
     given: dict[str, Any] = {name: layers[name] for name in found.slots if name in layers}
     places: list[tuple[ast.AST, Any]] = [(found.slots[name], layer) for name, layer in given.items()]
@@ -69,7 +72,8 @@ def _compared(method: Method, found: Found, owner: Any, layers: dict[str, Any], 
     elif dropout is not None:
         given["dropout"] = nn.Dropout(0.3).train(training)
         places.append((dropout, given["dropout"]))
-    statements = [statement for statement in found.statements[:-1] if not isinstance(statement, ast.If)]  # it holds not
+    # The conditions of `if` statements are among the musts, and do not hold.
+    statements = [statement for statement in found.statements[:-1] if not isinstance(statement, ast.If)]
     body: Any = [*statements, ast.copy_location(ast.Return(found.node), found.node)]
     names = {
         node: ast.copy_location(ast.Name(f"_epilogue_{i}", ast.Load()), node) for i, (node, _) in enumerate(places)
@@ -87,7 +91,7 @@ def _compared(method: Method, found: Found, owner: Any, layers: dict[str, Any], 
 
 
 def _number(roles: Roles, keyword: ast.keyword, function: Any) -> Any:
-    """What an activation is given; its default where only the call knows."""
+    """Return the value of an activation's keyword, or its default if only the call knows."""
     try:
         return roles.value(keyword.value)
     except LookupError:
@@ -96,7 +100,7 @@ def _number(roles: Roles, keyword: ast.keyword, function: Any) -> Any:
 
 
 def _called(function: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(result, gradient of x); dropouts draw the same."""
+    """Return (result, gradient of x). Every call draws the same numbers for dropout."""
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         x = x.clone().requires_grad_()
@@ -113,7 +117,7 @@ def _layer(features: int, out: int, generator: torch.Generator) -> nn.Linear:
 
 
 def _activation(held: Any) -> Any:
-    """A copy in float64, without the hooks of a user who expects them to be called in his calls."""
+    """Return a copy in float64 without hooks: the user expects these to run in calls of the model alone."""
     if not isinstance(held, nn.Module):
         return held
     twin = copy.deepcopy(held).to("cpu", torch.float64)
@@ -123,7 +127,7 @@ def _activation(held: Any) -> Any:
 
 
 def _difference(actual: Tensor, expected: Tensor) -> float:
-    """Relative to the largest finite value; inf where one of them alone is not finite."""
+    """Return the largest difference relative to the largest finite value expected; inf where only one of the two is finite."""
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         return float("inf")
     same = (actual == expected) | (actual.isnan() & expected.isnan())

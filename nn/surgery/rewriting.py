@@ -1,9 +1,9 @@
-"""A method with our expressions replaced by calls of their sites. An expression within one statement becomes
+"""Rewriting a method, so that its expressions call their sites. An expression within one statement becomes
 
     (y if (y := site(x := e, act, up, …)) is not None else <the original, of x>)
 
-and one that takes several statements `if (y := site(…)) is not None: <the last statement, of y>`, `else: <the originals>`. Within an
-original smaller expressions have sites of their own.
+and one that takes several statements becomes `if (y := site(…)) is not None: <the last statement, of y>`, `else: <the originals>`. Smaller
+expressions within an original have sites of their own.
 """
 
 import ast
@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from .reading import Found, Reader, Roles
+from .expressions import Found
+from .reading import Reader
+from .roles import Roles
 from .trees import INPUT, changed, loads, names, pure, replaced, stored, text
 
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -25,32 +27,33 @@ SCOPES = tuple(_KINDS)
 CATCHES = (ast.Try, getattr(ast, "TryStar", ast.Try), ast.With, ast.AsyncWith)
 """Statements after which a forward may go on although something was raised within."""
 LOOPS = (ast.For, ast.AsyncFor, ast.While, *CATCHES[:2])
-"""Statements in which what was executed may be executed again, or what follows in the source may not follow."""
+"""Statements in which something may be executed again, or in which what follows in the source may not be executed next."""
 
 Path = tuple[tuple[Sequence[ast.stmt], int], ...]
-"""Suites, from the function's body inwards, and the statement in each."""
+"""The suites from the function's body inwards, and the number of the statement in each."""
 
 
 class Rewriter:
-    """Replaces the expressions of a definition, in its own scope; `found` are their sites."""
+    """Replaces the expressions in a definition's own scope, in the copy `definition`; `found` are their sites."""
 
     def __init__(self, definition: ast.FunctionDef, role: Roles) -> None:
         self.role = role
         self.found: list[Found] = []
-        self._taken: set[tuple] = set()  # where expressions stand whose sites are made
+        self._taken: set[tuple] = set()  # the places of expressions that have a site
         self._within: Found | None = None  # the site in whose original this is
         inner = [node for node in ast.walk(definition) if isinstance(node, SCOPES) and node is not definition]
         declared = [node for node in ast.walk(definition) if isinstance(node, (ast.Global, ast.Nonlocal))]
-        # Names that more than the statements of this scope may read.
+        # Names that other scopes may read too.
         self._shared = {name.id for node in inner for name in names(node)}.union(*(node.names for node in declared))
         self.definition = ast.fix_missing_locations(changed(definition, body=self._suite(definition.body, ())))
 
     def _suite(self, suite: Sequence[ast.stmt], path: Path) -> list[ast.stmt]:
         result: list[ast.stmt] = []
         at = len(suite) - 1
-        while at >= 0:  # backwards: the last statement of an expression tells how far it reaches
-            group, number = self._group(suite, at, path) or (self._statement(suite[at], suite, at, path), 1)
-            result.insert(0, group)
+        while at >= 0:  # backwards, since the last statement of an expression tells where it begins
+            grouped = self._group(suite, at, path)
+            statement, number = (self._statement(suite[at], suite, at, path), 1) if grouped is None else grouped
+            result.insert(0, statement)
             at -= number
         return result
 
@@ -64,11 +67,11 @@ class Rewriter:
         if not isinstance(node, ast.AST) or isinstance(node, ast.pattern):
             return node
         if isinstance(node, SCOPES):
-            return self._left(node)
+            return self._left_alone(node)
         return changed(node, **{name: self._statement(value, suite, at, path) for name, value in ast.iter_fields(node)})
 
-    def _left(self, scope: Any) -> Any:
-        """A scope of its own, which stays as it is."""
+    def _left_alone(self, scope: Any) -> Any:
+        """Return an inner scope as it is, and note the first expression in it that would have been replaced."""
         for node in ast.walk(scope):
             if isinstance(node, ast.expr) and Reader([ast.Expr(node)], self.role).found(node, 0):
                 self.role.notes["scope"].append(
@@ -83,7 +86,7 @@ class Rewriter:
         if not isinstance(node, ast.AST):
             return node
         if isinstance(node, SCOPES):
-            return self._left(node)
+            return self._left_alone(node)
         found = self._find(node, suite, at)
         if found is None or len(found.statements) > 1:
             return changed(node, **{name: self._expression(value, suite, at) for name, value in ast.iter_fields(node)})
@@ -92,11 +95,11 @@ class Rewriter:
             return ast.copy_location(ast.IfExp(call, y, self._expression(original, suite, at)), node)
 
     def _group(self, suite: Sequence[ast.stmt], at: int, path: Path) -> tuple[ast.stmt, int] | None:
-        """An expression that takes several statements, the last of them at that place, and their number."""
+        """Return the statement that replaces an expression of several statements, the last of them at that place, and their number."""
         last, here = suite[at], (*path, (suite, at))
         if not isinstance(last, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Return, ast.Expr)) or last.value is None:
             return None
-        if isinstance(last, ast.AugAssign) and not pure(last.target):  # which is looked up first
+        if isinstance(last, ast.AugAssign) and not pure(last.target):  # the target is evaluated first
             return None
         for node in _before_calls(last.value):
             found = self._find(node, suite, at)
@@ -125,7 +128,7 @@ class Rewriter:
         return Reader(suite, self.role).found(node, at)
 
     def _call(self, found: Found, original: Any, argument: ast.expr) -> tuple[ast.Name, ast.Compare, Any]:
-        """(y, `(y := site(x := argument, …)) is not None`, the original with x for its argument)."""
+        """Return (y, `(y := site(x := argument, …)) is not None`, the original with x in place of its argument)."""
         self.found.append(found)
         self._taken.add(_place(found.node))
         found.name, found.within = f"_epilogue_{len(self.found)}", self._within
@@ -149,12 +152,12 @@ class Rewriter:
 
 
 def _place(node: ast.expr) -> tuple:
-    """A copy's too."""
+    """Return a key for an expression that its copies share."""
     return type(node), node.lineno, node.col_offset, node.end_lineno, node.end_col_offset
 
 
 def _looked_up(node: ast.expr) -> ast.expr:
-    """The attributes of a name, or None: a condition may have asked whether they are there."""
+    """Return an expression that is None for an attribute that is absent, since a condition may have asked whether it is there."""
     if not isinstance(node, ast.Attribute):
         return node
     getter = ast.Name("_epilogue_getattr", ast.Load())
@@ -162,7 +165,7 @@ def _looked_up(node: ast.expr) -> ast.expr:
 
 
 def _read_later(name: str, found: Found, path: Path) -> bool:
-    """Whether what the site's statements leave in a name may be read after the last of them."""
+    """Return whether the value that the site's statements leave in a name may be read after the last of them."""
     last = found.statements[-1]
     caught = any(isinstance(suite[at], CATCHES) for suite, at in path[:-1])
     if name in _assigned(last) and (not caught or last.value is found.node):  # type: ignore[attr-defined]
@@ -188,7 +191,7 @@ def _read_later(name: str, found: Found, path: Path) -> bool:
 
 
 def _assigned(statement: ast.stmt) -> set[str]:
-    """The names that a statement certainly binds anew."""
+    """Return the names that a statement certainly binds."""
     found = statement.targets if isinstance(statement, ast.Assign) else []
     if isinstance(statement, ast.AnnAssign) and statement.value:
         found = [statement.target]
@@ -197,7 +200,7 @@ def _assigned(statement: ast.stmt) -> set[str]:
 
 
 def _before_calls(node: ast.expr) -> Iterator[ast.expr]:
-    """The expression and those within it that are certainly evaluated, and before which nothing is called; outer ones first."""
+    """Yield the expression and those within it that are certainly evaluated and before which nothing is called, outer ones first."""
     yield node
     if isinstance(node, (*SCOPES, ast.Await, ast.Yield, ast.YieldFrom)):
         return
@@ -210,4 +213,4 @@ def _before_calls(node: ast.expr) -> Iterator[ast.expr]:
         if isinstance(child, ast.expr):
             yield from _before_calls(child)
             if any(isinstance(within, (ast.Call, ast.NamedExpr, ast.Await)) for within in ast.walk(child)):
-                return  # what is called there would then come later
+                return  # what follows is evaluated after that call

@@ -1,11 +1,11 @@
-"""Looking at syntax trees, and making others of them."""
+"""Questions about syntax trees, and changed copies of them."""
 
 import ast
 from collections.abc import Mapping
 from typing import Any
 
 INPUT = "_epilogue_input"
-"""In place of a name of which a condition asks for the dtype: the site's input."""
+"""The site's input, in place of a name whose dtype a condition asks for."""
 
 
 def names(node: ast.AST) -> list[ast.Name]:
@@ -13,7 +13,7 @@ def names(node: ast.AST) -> list[ast.Name]:
 
 
 def stored(statement: ast.AST) -> set[str]:
-    """The names that a statement may bind or unbind."""
+    """Return the names that a statement may bind or unbind."""
     found = {node.id for node in names(statement) if not isinstance(node.ctx, ast.Load)}
     for node in ast.walk(statement):
         match node:
@@ -32,13 +32,13 @@ def stored(statement: ast.AST) -> set[str]:
 
 
 def loads(statement: ast.AST) -> list[ast.Name]:
-    """The names that a statement reads; that of `name += …` is one."""
+    """Return the names that a statement reads, that of `name += …` among them."""
     augmented = {id(node.target) for node in ast.walk(statement) if isinstance(node, ast.AugAssign)}
     return [node for node in names(statement) if not isinstance(node.ctx, ast.Store) or id(node) in augmented]
 
 
 def pure(node: ast.AST) -> bool:
-    """Whether the expression only looks something up: names, attributes, items by a constant or a name, numbers."""
+    """Return whether the expression only looks something up: names, attributes, items by a constant or a name, numbers."""
     match node:
         case ast.Name() | ast.Constant():
             return True
@@ -52,7 +52,7 @@ def pure(node: ast.AST) -> bool:
 
 
 def asks(test: ast.expr, name: str) -> bool:
-    """Whether a condition asks for nothing of a name but its dtype, and changes nothing."""
+    """Return whether a condition reads only the dtype of a name, if it reads that name at all, and changes nothing."""
     dtypes = [node for node in ast.walk(test) if isinstance(node, ast.Attribute) and node.attr == "dtype"]
     allowed = sum(isinstance(node.value, ast.Name) and node.value.id == name for node in dtypes)
     called = [node.func for node in ast.walk(test) if isinstance(node, ast.Call)]
@@ -65,7 +65,7 @@ def asks(test: ast.expr, name: str) -> bool:
 
 
 def arguments(call: ast.Call) -> tuple[Any, list[ast.expr], list[ast.keyword]]:
-    """(the input, which may be given by that name, or None; the other arguments)."""
+    """Return (the input or None, the other arguments, the other keywords) of a call; the input may be given as `input=`."""
     if any(isinstance(arg, ast.Starred) for arg in call.args):
         return None, [], call.keywords
     if call.args:
@@ -75,11 +75,13 @@ def arguments(call: ast.Call) -> tuple[Any, list[ast.expr], list[ast.keyword]]:
 
 
 def takes_one(call: ast.Call) -> bool:
+    """Return whether the call has an input and no other arguments."""
     given, args, keywords = arguments(call)
     return given is not None and not args and not keywords
 
 
 def number(node: ast.expr) -> Any:
+    """Return the value of a literal, or None if the node is something else."""
     try:
         return ast.literal_eval(node)
     except ValueError:
@@ -87,7 +89,7 @@ def number(node: ast.expr) -> Any:
 
 
 def replaced(tree: Any, new: Mapping[Any, ast.AST]) -> Any:
-    """A copy of the tree with other nodes in the places of some."""
+    """Return a copy of the tree in which the nodes that are keys of `new` are replaced by its values."""
     if isinstance(tree, list):
         return [replaced(item, new) for item in tree]
     if not isinstance(tree, ast.AST):
@@ -98,10 +100,11 @@ def replaced(tree: Any, new: Mapping[Any, ast.AST]) -> Any:
 
 
 def changed(node: Any, **fields: Any) -> Any:
-    """A copy of the node with these fields."""
+    """Return a copy of the node with these fields changed."""
     return ast.copy_location(type(node)(**{**dict(ast.iter_fields(node)), **fields}), node)
 
 
 def text(node: ast.AST) -> str:
+    """Return the node's source, cut to 60 characters."""
     found = ast.unparse(node)
     return found if len(found) <= 60 else f"{found[:57]}..."

@@ -1,4 +1,4 @@
-"""What the expressions of a method are for one module, before it is called."""
+"""The roles of a method's expressions: what each is for one module, before a call."""
 
 import ast
 import contextlib
@@ -13,8 +13,9 @@ from torch import nn
 
 from epilogue.catalogue import Activation
 
-from .plain import is_linear
-from .recognition import computed, recognised
+from ..plain import is_linear
+from .grid import computed
+from .recognition import recognised
 from .source import Computed, captured, value_of
 from .trees import names
 
@@ -25,18 +26,30 @@ def _parsed(text: str) -> ast.expr:
 
 
 class Roles:
-    """What a method's expressions are for one module (see reading.Roles), by their text."""
+    """The roles that a method's expressions have for one module, by their text.
+
+    notes: what was seen and not taken, by kind. "between": what stands between linear layers; "activated": the activations in it;
+    "unknown": what is in the place of an activation; "used": expressions that need something that is used elsewhere too; "scope": those in
+    a scope of their own.
+    """
 
     def __init__(self, function: types.FunctionType, owner: Any, known: dict[str, str] | None = None) -> None:
-        """known: what has been asked so far, to which is added; without an owner nothing else can be."""
+        """known: the roles that were asked for so far, to which is added. Without an owner no others can be asked for."""
         self.function, self.owner, self.known = function, owner, {} if known is None else known
         self.notes: dict[str, list[str]] = defaultdict(list)
         self.prefix = f"{function.__module__}.{function.__qualname__}: "
 
     def __call__(self, node: ast.expr) -> str:
+        """Return the role of a callee or factor.
+
+        It is "linear", "dropout" (a module), "F.dropout", "identity", "torch" (a function of torch or math), "one" (the number), "number",
+        "true", "false", "own" (the module or a method of it), "computed" (a property), "?" (only the call knows) or "other".
+        """
         return self._asked(node, "", self._role)
 
     def act(self, node: ast.expr) -> str:
+        """Return the role of a callee that may be an activation, which may be called to see: "act", "pair" (F.glu), "computed", "?" or
+        "other"."""
         return self._asked(node, "act ", self._act)
 
     def _asked(self, node: ast.expr, kind: str, answer: Any) -> str:
@@ -51,14 +64,17 @@ class Roles:
         return self.known[key]
 
     def ask_again(self, asked: Iterable[str]) -> None:
-        """What was asked of another module."""
+        """Ask for the roles that were asked for of another module."""
         for key in asked:
             if key.startswith(self.prefix):
                 text = key.removeprefix(self.prefix)
-                self.act(_parsed(text[4:])) if text.startswith("act ") else self(_parsed(text))
+                if text.startswith("act "):
+                    self.act(_parsed(text.removeprefix("act ")))
+                else:
+                    self(_parsed(text))
 
     def _is_held(self, node: ast.expr) -> bool:
-        """Whether the module holds it."""
+        """Return whether the expression is the module or something that it holds."""
         while isinstance(node, ast.Attribute):
             node = node.value
         return isinstance(node, ast.Name) and node.id == self.function.__code__.co_varnames[0]
@@ -67,7 +83,7 @@ class Roles:
         return value_of(node, self.function, self.owner)
 
     def activation(self, act: ast.expr) -> Any:
-        """What a site is given as its activation; keywords that only the call knows are left out."""
+        """Return the activation that a site is given, without keywords that only the call knows."""
         if not isinstance(act, ast.Call):
             return self.value(act)
         numbers: dict[Any, Any] = {}
@@ -77,7 +93,7 @@ class Roles:
         return functools.partial(self.value(act.args[0]), **numbers)
 
     def holds(self, musts: list[tuple[str, ast.expr]]) -> ast.expr | None:
-        """The condition that is known to hold, so that the site does not run."""
+        """Return the first condition that is known to hold, for which the site does not run; None if there is none."""
         values = {
             **self.function.__globals__,
             **captured(self.function),
@@ -110,13 +126,17 @@ class Roles:
 
     def _act(self, value: Any, held: bool) -> str:
         known = recognised(value, held)
-        return "other" if known is None else "act" if known[0].arity == 1 else "pair"
+        if known is None:
+            return "other"
+        return "act" if known.entry.arity == 1 else "pair"
 
     def parameters(self, act: ast.expr) -> list[str]:
+        """Return the names of an activation's parameters, which follow its input."""
         known = recognised(self.value(act), True)
-        return [] if known is None else list(known[0].params)
+        return [] if known is None else list(known.entry.params)
 
     def formula(self, function: ast.Lambda) -> Activation | None:
+        """Return the activation that a function of one tensor computes, or None."""
         code = compile(ast.fix_missing_locations(ast.Expression(function)), "formula", "eval")
         local = dict.fromkeys((*self.function.__code__.co_varnames, *self.function.__code__.co_cellvars))
         return computed(eval(code, {**self.function.__globals__, **captured(self.function), **local}))

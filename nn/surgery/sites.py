@@ -1,7 +1,7 @@
-"""A place in a forward where one of our operations may run.
+"""Sites: places in a forward where one of our operations may run.
 
-What is there is looked at in every call: anything that is more than plain by then (LoRA, a hook, a quantised or sharded weight, a child
-replaced by another) is left to the original expression.
+Every call looks at what is there. If anything is more than plain by then (LoRA, a hook, a quantised or sharded weight, a child replaced by
+another), the original expression runs.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from epilogue.catalogue import Activation
 from epilogue.functional import gated_mlp, glu, linear, mlp
 
-from .plain import is_exactly, is_linear, parameters_of
+from ..plain import is_exactly, is_linear, parameters_of
 from .recognition import Known, activation_of
 
 
@@ -22,9 +22,9 @@ from .recognition import Known, activation_of
 class Site:
     """act(up(x)), act(gate(x)) ⊙ up(x), or down(dropout(…)) of either; `site(x, act, up, …)` computes it.
 
-    gated: "" of a plain one, "pair" of two layers; of one layer the half of it that is the gate, "first" or "second", or "both" where the
-    activation takes both (F.glu). dropped: with a dropout before down. entry: the activation where the expression spells it out, None
-    where it is an object that each call looks up. widens: autocast may run what is spelled out in float32.
+    gated: "" if it is not gated; "pair" if gate and up are two layers. If they are the halves of one layer, the half that is the gate,
+    "first" or "second", or "both" if the activation takes both (F.glu). dropped: with a dropout before down. entry: the activation if the
+    expression spells it out, None if it is an object that each call looks up. widens: autocast may run what is spelled out in float32.
     """
 
     gated: str = ""
@@ -44,10 +44,10 @@ class Site:
     def __call__(
         self, x: Any, act: Any, up: Any, gate: Any = None, down: Any = None, dropout: Any = None, *must: tuple[str, Any]
     ) -> Tensor | None:
-        """What the expression computes, or None where that is for the original.
+        """Return what the expression computes, or None if the original has to.
 
-        act: an activation, None where the site has an entry. up, gate, down: linear layers. dropout: a module, or (F.dropout, p, training).
-        must: what else stands in the expression and has to change nothing, see `_changes_nothing`.
+        act: an activation, None if the site has an entry. up, gate, down: linear layers. dropout: a module, or (F.dropout, p, training).
+        must: (kind, value) of whatever else is in the expression and has to change nothing, see `_changes_nothing`.
         """
         if not isinstance(x, Tensor) or x.is_nested or not x.ndim or torch.jit.is_tracing():
             return None
@@ -114,7 +114,7 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def _fits(weight: Tensor, bias: Tensor | None, x: Tensor) -> bool:
-    """Whether torch would multiply the two, and our operations too."""
+    """Return whether both torch and our operations can multiply x by the weight and add the bias."""
     if weight.device != x.device or weight.layout is not torch.strided:
         return False
     if weight.dtype is not x.dtype and not (weight.dtype in _FLOATS and torch.is_autocast_enabled(x.device.type)):
@@ -123,9 +123,12 @@ def _fits(weight: Tensor, bias: Tensor | None, x: Tensor) -> bool:
 
 
 def _changes_nothing(kind: str, value: Any, x: Tensor, hidden: int) -> bool:
-    """idle: an nn.Identity, or a dropout that drops nothing. factor: a number. half: a size of the halves of up's result; axis: on which
-    they are. cast: a dtype; last cast: one right before down. condition: whether the forward would do more; dtype condition: the same,
-    asked of x in place of a later tensor."""
+    """Return whether a part of the expression has no effect in this call.
+
+    idle: an nn.Identity, or a dropout that drops nothing. factor: a number. half: the size of a half of up's result; axis: the axis of the
+    halves. cast: a dtype; last cast: the same, right before down. condition: whether the forward would do more; dtype condition: the same,
+    asked of x in place of a later tensor.
+    """
     if kind == "idle":
         idle = is_exactly(value, nn.Dropout) and not (value.training and value.p)
         return idle or is_exactly(value, nn.Identity)
@@ -147,11 +150,11 @@ def _sites(gated: str) -> tuple[Site, Site, Site]:
 
 
 _SITES = {False: _sites(""), True: _sites("both")}
-"""Of an nn.GLU or another activation: alone, before a linear layer, and with a dropout between."""
+"""The sites of an activation, by whether it is an nn.GLU: alone, before a linear layer, and with a dropout before that."""
 
 
 def sequential(self: Any, input: Any) -> Any:
-    """nn.Sequential's forward: its children one after another, those together that are one of our operations."""
+    """The forward of an nn.Sequential: children that are together one of our operations run as that, others one after another."""
     children, at = list(self._modules.values()), 0
     while at < len(children):
         for site, slots, behind in runs_at(children, at):
@@ -165,7 +168,7 @@ def sequential(self: Any, input: Any) -> Any:
 
 
 def runs_at(children: list, at: int) -> list[tuple[Site, tuple, int]]:
-    """What may begin at that child, the longest first: (site, its slots, the place behind it)."""
+    """Return (site, its slots, the place behind it) for each site that may begin at that child, the longest first."""
     if at + 1 >= len(children) or not is_linear(children[at]):
         return []
     up, act = children[at : at + 2]
@@ -174,8 +177,9 @@ def runs_at(children: list, at: int) -> list[tuple[Site, tuple, int]]:
     dropout = children[last] if last < len(children) and type(children[last]) is nn.Dropout else None
     last += dropout is not None
     found: list[tuple[Site, tuple, int]] = [(sites[0], (act, up), at + 2)]
-    own = last + 1 < len(children) and activation_of(children[last + 1]) is not None  # which down is better left to
-    if last < len(children) and is_linear(children[last]) and not own:
+    # A linear layer that has an activation of its own behind it is better left to that.
+    activated = last + 1 < len(children) and activation_of(children[last + 1]) is not None
+    if last < len(children) and is_linear(children[last]) and not activated:
         site = sites[1] if dropout is None else sites[2]
         found.insert(0, (site, (act, up, None, children[last], dropout), last + 1))
     return found

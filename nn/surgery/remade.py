@@ -1,7 +1,8 @@
-"""The class that `fuse` gives a module: the module's own, with our sites in its methods.
+"""The class that `fuse` gives a module: derived from the module's own, with our sites in its methods.
 
-It is made once per class and kinds of children ("linear", "act", …), so an instance holds nothing of ours; a copy has the same class, a
-pickle names the original and the kinds, and `type(module)(…)` makes one more. Name, module and signatures are the original's.
+One is made for each class and roles of children ("linear", "act", …), so that an instance holds nothing of ours. A copy has the same
+class, a pickle names the original class and the roles, and `type(module)(…)` makes another instance. Name, module and signatures are the
+original's.
 """
 
 import ast
@@ -13,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from .reading import Found
+from .expressions import Found
 from .rewriting import Rewriter
 from .roles import Roles
 from .sites import sequential
@@ -21,14 +22,14 @@ from .source import Unreadable, codes_within, innermost, parsed, rebuilt, redeco
 from .trees import changed, stored
 
 _KEY = "_epilogue_plan"
-"""The attribute of a made class, its own, that holds its plan."""
+"""The attribute, of a made class itself, that holds its plan."""
 
 
 @dataclass
 class Method:
-    """A method as it stands in a class, decorated; the function within, the sites that were found there, and what it becomes.
+    """A method as it stands in a class, decorated; the function within, the sites that were found there, and the method that replaces it.
 
-    notes: why it has none, by kind (see reading.Roles), or "source".
+    notes: why it has no sites, by kind (see Roles), or "source" if it cannot be read.
     """
 
     home: type
@@ -43,7 +44,7 @@ class Method:
 
 @dataclass
 class Plan:
-    """What a class becomes for modules whose children have these roles."""
+    """The methods of a class for modules whose children have these roles, and the class that is made of them."""
 
     original: type
     roles: dict[str, str]
@@ -51,7 +52,7 @@ class Plan:
     made: type | None = None
 
     def fits(self, module: nn.Module) -> bool:
-        """Whether the module is what the plan was made for, of a class whose methods are still the same."""
+        """Return whether the plan was made for such a module, and its class still has the same methods."""
         asked: dict[str, str] = {}
         for method in self.methods:
             if method.inner is not None:
@@ -67,7 +68,7 @@ _SEQUENTIAL, _CHILDREN = nn.Sequential.forward, nn.Sequential.__iter__
 
 
 def plan_of(module: nn.Module) -> Plan:
-    """What the module's class becomes."""
+    """Return the plan for the module's class and its children, which is made if there is none yet."""
     plans = _PLANS.setdefault(type(module), [])
     for plan in plans:
         if plan.fits(module):
@@ -103,7 +104,7 @@ def _planned(cls: type, owner: Any, roles: dict[str, str]) -> Plan:
 
 
 def _compares_its_class(method: Method) -> bool:
-    """Whether the method would see that its class is another: `type(self) is …`."""
+    """Return whether the method would notice that its class is another: `type(self) is …`."""
     own = method.inner.__code__.co_varnames[0]
     compared = [node for node in ast.walk(method.definition) if isinstance(node, ast.Compare)]  # type: ignore[arg-type]
     asked = {ast.unparse(side) for node in compared for side in (node.left, *node.comparators)}
@@ -115,7 +116,7 @@ def _is_method(cls: type, name: str) -> bool:
 
 
 def _read(method: Method, owner: Any, roles: dict[str, str]) -> None:
-    """Find the sites, and make the method that has them."""
+    """Find the sites of a method, and make the method that has them."""
     if method.original is _SEQUENTIAL:
         method.remade = _sequential
         return
@@ -142,7 +143,7 @@ _OWN_VARIABLES = {"locals", "vars", "eval", "exec"}
 
 
 def _guarded(definition: ast.FunctionDef, name: str) -> ast.FunctionDef:
-    """The definition, which begins by asking whether the class's method is still the one that was read, and else calls that."""
+    """Return the definition with a guard before its body, which calls the class's method if that is no longer the one that was read."""
     given = definition.args
     arguments = [arg.arg for arg in (*given.posonlyargs, *given.args)]
     arguments += [f"*{given.vararg.arg}"] if given.vararg else []
@@ -165,7 +166,7 @@ class _Remade:
     """The first base of every made class."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        if _KEY not in vars(cls):  # what a user's class does for its subclasses, ours are not to be seen in
+        if _KEY not in vars(cls):  # a user's class that notes its subclasses must not see ours
             super().__init_subclass__(**kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -180,7 +181,7 @@ class _Remade:
 
 
 class _Reference:
-    """In a pickle, the made class, which no module holds under its name."""
+    """Stands for a made class in a pickle, since no module holds that class under its name."""
 
     def __init__(self, cls: type) -> None:
         self.cls = cls
@@ -191,13 +192,13 @@ class _Reference:
 
 
 def _called(*parts: Any) -> Any:
-    """What a pickle is made by."""
+    """Make an object when it is unpickled; references become the classes that they stand for."""
     make, *args = [part.cls if isinstance(part, _Reference) else part for part in parts]
     return make(*args)
 
 
 def _unpickled(original: type, roles: dict[str, str]) -> type:
-    """The class that the roles make of the original."""
+    """Return the class that is made of the original for these roles."""
     plans = _PLANS.setdefault(original, [])
     plan = next((plan for plan in plans if plan.roles == roles and plan.current()), None)
     if plan is None:
@@ -207,7 +208,7 @@ def _unpickled(original: type, roles: dict[str, str]) -> type:
 
 
 def made(plan: Plan) -> type:
-    """The class that the plan is for."""
+    """Return the class that the plan describes, which is made once."""
     if plan.made is None:
         own: dict[str, Any] = {}
         parents: list[type] = []
@@ -218,7 +219,7 @@ def made(plan: Plan) -> type:
             elif methods:
                 quiet = type("Quiet", (), {"__init_subclass__": classmethod(lambda _cls, **_kwargs: None)})
                 parents.append(_class(home, (quiet, home), methods))
-        # A parent with sites stands right before the one that it is made of, where that one's children find it by super().
+        # A parent that has sites comes right before the class that it is made of, where super() in that one's children finds it.
         plan.made = _class(plan.original, (_Remade, plan.original, *parents), {**own, _KEY: plan})
     return plan.made
 
@@ -233,7 +234,7 @@ def is_remade(module: Any) -> bool:
 
 
 def remade_from(cls: type) -> type | None:
-    """The class that a made one, or one that another library derived from it, was made of."""
+    """Return the class that a made one, or one that another library derived from it, was made of; None for any other."""
     return next((vars(base)[_KEY].original for base in cls.__mro__ if _KEY in vars(base)), None)
 
 
@@ -242,7 +243,7 @@ def remake(module: nn.Module, plan: Plan) -> None:
 
 
 def restore(module: nn.Module) -> None:
-    """Give the module its own class again, and its own methods where somebody has put those of the other into the instance."""
+    """Give the module its own class again, and its own methods if somebody has put those of the made class into the instance."""
     plan = vars(type(module))[_KEY]
     ours = {method.remade: method.original for method in plan.methods if method.remade}
     module.__class__ = plan.original

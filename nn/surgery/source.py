@@ -1,7 +1,7 @@
-"""From a function to its syntax tree and back: a method read from its source, and compiled again with another body.
+"""From a function to its syntax tree and back: a method is read from its source, and compiled again with another body.
 
-Whatever surrounds the body stays: globals, closure, defaults, decorators, the lines that a traceback shows. A source that does not compile
-to the very code that runs (edited since, changed by an import hook) is refused.
+All that surrounds the body stays: globals, closure, defaults, decorators, the lines that a traceback shows. A source is refused if it does
+not compile to the very code that runs (edited since, changed by an import hook).
 """
 
 import __future__
@@ -22,15 +22,15 @@ _FUTURES = functools.reduce(
 
 
 class Computed(LookupError):
-    """A property, which runs at every look-up."""
+    """Raised for a property, which runs at every look-up."""
 
 
 class Unreadable(Exception):
-    """There is no source to read the function from; the message says why."""
+    """Raised if a function's source cannot be read; the message says why."""
 
 
 def innermost(function: Any) -> types.FunctionType:
-    """The function that decorators wrap, each of which must hold it in its closure."""
+    """Return the function that decorators wrap; each of them must hold it in its closure."""
     while isinstance(function, types.FunctionType) and hasattr(function, "__wrapped__"):
         _cell(function)
         function = function.__wrapped__
@@ -40,7 +40,7 @@ def innermost(function: Any) -> types.FunctionType:
 
 
 def _cell(wrapper: Any) -> int:
-    """Where in the wrapper's closure the function is that it wraps."""
+    """Return the index, in the wrapper's closure, of the function that it wraps."""
     for at, cell in enumerate(wrapper.__closure__ or ()):
         if cell.cell_contents is wrapper.__wrapped__:
             return at
@@ -48,7 +48,7 @@ def _cell(wrapper: Any) -> int:
 
 
 def parsed(function: types.FunctionType) -> ast.FunctionDef:
-    """The definition that the function was compiled from, with its own line numbers; Unreadable where that cannot be shown."""
+    """Return the definition that the function was compiled from, with its own line numbers; Unreadable if that cannot be shown."""
     try:
         source = inspect.getsource(function.__code__)  # a wrapper's own
         indented = source[:1].isspace()
@@ -61,7 +61,7 @@ def parsed(function: types.FunctionType) -> ast.FunctionDef:
     ast.increment_lineno(definition, function.__code__.co_firstlineno - (2 if indented else 1))
     definition.decorator_list = []
     owner = _owner(function).lstrip("_")
-    for node in ast.walk(definition):  # private names, as the compiler has them
+    for node in ast.walk(definition):  # the compiler's spelling of private names
         if owner and isinstance(node, ast.Attribute) and node.attr.startswith("__") and not node.attr.endswith("__"):
             node.attr = f"_{owner}{node.attr}"
     if _steps(_compiled(definition, function, ())) != _steps(function.__code__):
@@ -70,16 +70,16 @@ def parsed(function: types.FunctionType) -> ast.FunctionDef:
 
 
 def _owner(function: types.FunctionType) -> str:
-    """The class that the function was written in, by which private names are mangled; "" outside of one."""
+    """Return the name of the class that the function was written in, by which private names are mangled; "" outside of one."""
     name = function.__qualname__.rpartition(".")[0].rpartition(".")[2]
     return name if name.isidentifier() else ""
 
 
 def _compiled(definition: ast.FunctionDef, function: types.FunctionType, names: tuple[str, ...]) -> types.CodeType:
-    """The definition's code, in which `names` are free variables, as the function's own are."""
+    """Return the definition's code, in which `names` are free variables beside the function's own."""
     code, owner = function.__code__, _owner(function)
     around = ", ".join((*names, *(name for name in code.co_freevars if name != "__class__")))
-    named = f" global {owner}\n" if owner and owner not in code.co_freevars else ""  # which the method may name
+    named = f" global {owner}\n" if owner and owner not in code.co_freevars else ""  # the method may name its class
     module: Any = ast.parse(f"def _({around}):\n{named} class {owner or '_'}: pass")
     (module.body[0].body[-1] if owner else module.body[0]).body = [definition]
     found = compile(
@@ -92,7 +92,7 @@ def _compiled(definition: ast.FunctionDef, function: types.FunctionType, names: 
 
 
 def codes_within(code: types.CodeType) -> Iterator[types.CodeType]:
-    """Of the functions within."""
+    """Yield the code of all functions within, at any depth."""
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield constant
@@ -100,8 +100,11 @@ def codes_within(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _steps(code: types.CodeType) -> tuple:
-    """What the code does, wherever it was written. How a method of a global is called depends on whether the module imports that name,
-    which a function alone does not show: both ways count as one."""
+    """Return what the code does, in a form that does not depend on where it was written.
+
+    How a method of a global is called depends on whether the module imports that name, which a function alone does not show. Both ways are
+    therefore made the same.
+    """
     kept = [
         step
         for step in dis.get_instructions(code)
@@ -122,7 +125,7 @@ def _steps(code: types.CodeType) -> tuple:
 
 
 def rebuilt(definition: ast.FunctionDef, function: types.FunctionType, known: dict[str, Any]) -> types.FunctionType:
-    """The function with the definition's body, in which the names of `known` are those objects."""
+    """Return the function with the definition's body, in which the names in `known` are those objects."""
     code = _compiled(definition, function, tuple(known))
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     closure = tuple(cells[name] if name in cells else types.CellType(known[name]) for name in code.co_freevars)
@@ -139,7 +142,7 @@ def _like(function: types.FunctionType, code: types.CodeType, closure: tuple) ->
 
 
 def redecorated(function: Any, inner: types.FunctionType) -> types.FunctionType:
-    """The function with another innermost one: each decorator's wrapper again, around it."""
+    """Return the function with another innermost one, around which each decorator's wrapper is made again."""
     if not hasattr(function, "__wrapped__"):
         return inner
     at, within = _cell(function), redecorated(function.__wrapped__, inner)
@@ -150,8 +153,10 @@ def redecorated(function: Any, inner: types.FunctionType) -> types.FunctionType:
 
 
 def value_of(node: ast.AST, function: types.FunctionType, owner: Any) -> Any:
-    """What an expression of names, attributes and constant items is before a call of the method on `owner`; LookupError where only the call
-    knows. Nothing of the user's runs: no property, no __getattr__."""
+    """Return the value of an expression of names, attributes and constant items, before a call of the method on `owner`.
+
+    LookupError if only the call knows it. No code of the user's runs: no property, no __getattr__.
+    """
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.Name):
@@ -179,7 +184,7 @@ def value_of(node: ast.AST, function: types.FunctionType, owner: Any) -> Any:
 
 
 def captured(function: types.FunctionType) -> dict[str, Any]:
-    """The variables of its closure that are filled by now."""
+    """Return the variables of the function's closure that have a value by now."""
     found = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with contextlib.suppress(ValueError):
