@@ -4,5 +4,5 @@ import torch
 
 
 def accurate(error: float, torchs: float, dtype: torch.dtype, size: float = 1.0) -> bool:
-    """Whether an error is allowed beside torch's own; size: the exact value's, 1 where errors are relative. A NaN never is."""
+    """True for an error that is allowed beside torch's own, which a NaN never is; size: the exact value's, 1 where errors are relative."""
     return error <= 2 * torchs + torch.finfo(dtype).eps * size

@@ -1,4 +1,4 @@
-"""The feed-forward blocks of public models: what the benchmarks measure.
+"""The feed-forward blocks of public models, which the benchmarks measure.
 
 d and hidden are features, as in weights [hidden, d]; tokens are rows of x [tokens, d].
 """
@@ -32,7 +32,7 @@ SHAPES = (
     Shape("OPT 6.7B", 4096, 16384, "relu", gated=False, bias=True),
     Shape("Minitron 8B", 4096, 16384, "relu_squared", gated=False, bias=False),
 )
-"""What `epilogue memory` counts: no block too large for Triton's interpreter."""
+"""The blocks that `epilogue memory` counts: none is too large for Triton's interpreter."""
 
 TIMED = (
     *SHAPES,
@@ -40,7 +40,7 @@ TIMED = (
     Shape("Qwen3 8B", 4096, 12288, "silu", gated=True, bias=False),
     Shape("GPT-2", 768, 3072, "gelu_tanh", gated=False, bias=True),
 )
-"""What `epilogue bench` times."""
+"""The blocks that `epilogue bench` times."""
 
 TOKENS = (1, 16, 128, 1024, 4096, 8192, 16384, 32768)
 """From the decoding of one sequence to a training step's batch."""

@@ -1,4 +1,4 @@
-"""What one call costs: time on the device, time of the host, memory. Whatever is compared is measured in turns, warm, with a cold L2."""
+"""The cost of one call: time on the device, time of the host, memory. Calls that are compared take turns, warm, with a cold L2."""
 
 import contextlib
 import functools
@@ -13,15 +13,15 @@ Call = Callable[[], object]
 
 WARM = 3
 ROUNDS = (10, 500)
-"""At least and at most so many samples of each call."""
+"""The least and the most samples of each call."""
 
 GRAPH_BELOW = 1000.0
 """Microseconds under which a call is replayed as a CUDA graph. A short call is as slow as the host that launches it, and a backward pass of
 a few kernels takes the host hundreds of microseconds."""
 
 FLUSHED = 256 << 20
-"""Bytes written before each sample, several times the L2 of any GPU: as in a model, a call finds no operand there. The host launches the
-sample meanwhile."""
+"""Bytes written before each sample, several times the L2 of any GPU: as in a model, a call finds none of its operands there. Meanwhile the
+host launches the sample."""
 
 
 class Timing(NamedTuple):

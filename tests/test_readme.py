@@ -12,7 +12,9 @@ pytest.importorskip("tqdm")
 pytest.importorskip("matplotlib")
 import epilogue
 import walk
-from epilogue.benchmarks import bench_report, bench_results, memory
+from epilogue.benchmarks.bench import report
+from epilogue.benchmarks.bench.results import load
+from epilogue.benchmarks.train import memory
 
 README = Path(__file__).parent.parent / "README.md"
 RESULTS = README.parent / "benchmarks/results"
@@ -82,8 +84,8 @@ def test_explanation():
 
 
 def test_the_part_about_speed_is_the_results():
-    found, _ = bench_results.load(RESULTS)
-    part = bench_report.readme(found, RESULTS, README)
+    found, _ = load(RESULTS)
+    part = report.readme(found, RESULTS, README)
     assert f"<!-- speed -->\n{part}\n<!-- /speed -->" in README.read_text(encoding="utf-8")
 
 

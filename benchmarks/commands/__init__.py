@@ -1,10 +1,10 @@
 """A module per command of the command line: `epilogue gpu-run` is gpu_run.py. ../cli.py finds them all.
 
 A module's docstring is the command's description, HELP its line in `epilogue --help`, EXAMPLES its examples there; add_options declares its
-options; run does it and returns the exit status. None imports torch or Triton before it runs, so that `--help` is quick, `doctor` works on
+options; run runs it and returns the exit status. None imports torch or Triton before it runs, so that `--help` is quick, `doctor` works on
 a broken installation, and `demo --interpret` can set Triton's switch in time.
 
-Here is what several share: a type of option, and checks of what a command needs.
+This file holds what several share: a type of option, and checks of what a command needs.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def need_triton(what: str) -> None:
 
 
 def restart_interpreted(what: str, argv: list[str]) -> None:
-    """The same command in a fresh process: this one has read Triton's switch already, when it imported `epilogue`."""
+    """Run the same command in a fresh process: this one has read Triton's switch already, when it imported `epilogue`."""
     from epilogue.triton import interpreter_refusal
 
     refusal = interpreter_refusal()

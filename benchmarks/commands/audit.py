@@ -28,6 +28,6 @@ def run(args: argparse.Namespace) -> int:
 
     if INTERPRET:
         raise SystemExit("epilogue audit: with TRITON_INTERPRET set Triton compiles nothing; unset it")
-    from epilogue.benchmarks import audit
+    from epilogue.benchmarks.offline import audit
 
     return audit.main(args.arch, args.json)

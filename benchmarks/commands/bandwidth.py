@@ -21,6 +21,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     need("bandwidth", "bench", {"tqdm": "tqdm"})
-    from epilogue.benchmarks import bandwidth
+    from epilogue.benchmarks.machine import bandwidth
 
     return bandwidth.main(args.json, 60 * args.minutes)

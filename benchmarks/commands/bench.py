@@ -38,15 +38,16 @@ def run(args: argparse.Namespace) -> int:
         raise SystemExit("epilogue bench: --readme takes a report; give --report DIR, the folder of the results")
     if args.plot and not args.json:
         raise SystemExit("epilogue bench: --plot draws results that were written; give --json DIR")
-    from epilogue.benchmarks import bench
+    from epilogue.benchmarks.bench import runner
 
-    status = bench.main(args.suite, args.op, args.json, args.minutes and 60 * args.minutes)
+    seconds = None if args.minutes is None else 60 * args.minutes
+    status = runner.main(args.suite, args.op, args.json, seconds)
     if args.plot and args.json.is_dir():  # without a GPU it may not be there
         return _report(args.json, None, True) or status
     return status
 
 
 def _report(directory: Path, readme: Path | None, plots: bool) -> int:
-    from epilogue.benchmarks import bench_report
+    from epilogue.benchmarks.bench import report
 
-    return bench_report.main(directory, readme, plots)
+    return report.main(directory, readme, plots)

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         need_triton("demo --interpret")
         if os.environ.get("TRITON_INTERPRET") != "1":
             restart_interpreted("demo --interpret", args.argv)
-    from epilogue.benchmarks import demo
+    from epilogue.benchmarks.train import demo
 
     return demo.main(args.model, args.interpret, args.steps, args.out, args.device)
 

@@ -14,11 +14,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from epilogue.benchmarks.report import table, versions
+    from epilogue.benchmarks.provenance import versions
+    from epilogue.benchmarks.report import table
 
     print(table([("package", "version"), *versions().items()]), end="\n\n")
     try:
-        from epilogue.benchmarks import doctor
+        from epilogue.benchmarks.machine import doctor
     except (ImportError, OSError) as error:  # OSError: one of torch's own libraries is missing
         print(f"FAILED: {error}. Without torch NumPy arrays alone are served, by the reference.")
         return 1

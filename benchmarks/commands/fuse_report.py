@@ -21,6 +21,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.target.endswith(".json"):
         need("fuse-report", "demo", {"transformers": "transformers"})
-    from epilogue.benchmarks import fuse_report
+    from epilogue.benchmarks.offline import fuse_report
 
     return fuse_report.main(args.target)

@@ -32,6 +32,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from epilogue.benchmarks import gpu_run
+    from epilogue.benchmarks.gpu_run import runner
 
-    return gpu_run.main(args.steps, args.minutes, args.out, args.force)
+    return runner.main(args.steps, args.minutes, args.out, args.force)

@@ -15,6 +15,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from epilogue.benchmarks import host_cost
+    from epilogue.benchmarks.machine import host_cost
 
     return host_cost.main(args.json)

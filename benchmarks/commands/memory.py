@@ -35,6 +35,6 @@ def run(args: argparse.Namespace) -> int:
             restart_interpreted("memory", args.argv)
     elif not args.source.is_file():
         raise SystemExit(f"epilogue memory: there is no file {args.source}; --json writes one")
-    from epilogue.benchmarks import memory
+    from epilogue.benchmarks.train import memory
 
     return memory.main(args.source, args.json, args.plot, args.readme)

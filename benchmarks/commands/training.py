@@ -19,6 +19,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     need("training", "bench", {"tqdm": "tqdm"})
-    from epilogue.benchmarks import training
+    from epilogue.benchmarks.train import training
 
     return training.main(args.json)

@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     need("tune", "bench", {"tqdm": "tqdm"} if args.out else {"platformdirs": "platformdirs", "tqdm": "tqdm"})
     need_triton("tune")
-    from epilogue.benchmarks import tune
+    from epilogue.benchmarks.machine import tune
 
     shapes = args.shapes or [(args.op, tokens, *args.model_dims) for tokens in tune.TOKENS]
     try:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 pytest.importorskip("tqdm")
-from epilogue.benchmarks import bandwidth, timing
+from epilogue.benchmarks import timing
+from epilogue.benchmarks.machine import bandwidth
 from epilogue.cupy import tensors
 
 

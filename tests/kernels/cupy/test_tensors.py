@@ -19,7 +19,7 @@ from checks import OPS, arguments, assert_accurate, each, keywords, leaves, unfu
 from epilogue import ACTIVATIONS, backends, functional
 from epilogue.applied import Applied, Needs
 from epilogue.autograd import KERNELS
-from epilogue.benchmarks.layers import FUSED, STOCK
+from epilogue.benchmarks.train.layers import FUSED, STOCK
 from epilogue.cupy import epilogues, tensors
 from epilogue.lookup import resolve_call
 from epilogue.operands import Dropout, draw_seed

@@ -3,7 +3,8 @@
 import pytest
 
 pytest.importorskip("tqdm")
-from epilogue.benchmarks import bandwidth, timing
+from epilogue.benchmarks import timing
+from epilogue.benchmarks.machine import bandwidth
 from epilogue.triton import pointwise
 
 

@@ -8,7 +8,7 @@ import torch
 
 import epilogue
 from epilogue.applied import Applied, Needs
-from epilogue.benchmarks.offline import absent_gpu
+from epilogue.benchmarks.offline.compiler import absent_gpu
 from epilogue.operands import Dropout, Layer
 from epilogue.triton import dact, linear, pointwise
 from epilogue.triton.dropout import dropout_mask

@@ -11,8 +11,8 @@ import torch
 import epilogue
 
 pytest.importorskip("tqdm")
-from epilogue.benchmarks.audit import every_activation, faults
-from epilogue.benchmarks.offline import CHIPS, compile_case, epilogue_cost, shipped
+from epilogue.benchmarks.offline.audit import every_activation, faults
+from epilogue.benchmarks.offline.compiler import CHIPS, compile_case, epilogue_cost, shipped
 from epilogue.catalogue import ACTIVATIONS
 from epilogue.triton.plan.cost import cost_of, epilogue_formulas
 

@@ -9,7 +9,7 @@ import checks
 import epilogue
 
 pytest.importorskip("tqdm")
-from epilogue.benchmarks import tune
+from epilogue.benchmarks.machine import tune
 from epilogue.benchmarks.timing import Timing
 from epilogue.explanation import problems
 from epilogue.lookup import resolve_call

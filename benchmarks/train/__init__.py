@@ -1,0 +1,1 @@
+"""Models in training, stock and with epilogue: the demos, the training step, the bytes kept for backward."""
