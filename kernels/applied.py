@@ -1,4 +1,4 @@
-"""An activation as a call applies it, and the results that are wanted of its derivative; for the arrays of every backend."""
+"""The records that every backend's launchers take: an activation as a call applies it, and the results needed of a backward kernel."""
 
 from typing import Any, NamedTuple
 
@@ -6,9 +6,9 @@ from .catalogue import Activation
 
 
 class Applied(NamedTuple):
-    """An activation as a call applies it: to z [M, N], or gated to gate|up [M, 2N], with a dropout behind it.
+    """An activation as a call applies it: to z [M, N], or where gated to gate|up [M, 2N], followed by dropout.
 
-    values: its parameters in the formula's order, numbers and arrays. dropout: an operands.Dropout.
+    values: its parameters in the formula's order, numbers and arrays. dropout: an operands.Dropout, or None.
     """
 
     act: Activation
@@ -18,7 +18,7 @@ class Applied(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """Which results of a backward kernel are wanted."""
+    """The results that are needed of a backward kernel."""
 
     dz: bool = True
     h: bool = False

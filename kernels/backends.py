@@ -1,4 +1,4 @@
-"""Which backend serves torch tensors on a GPU: what the user chose, else the first of Triton and CuPy that can."""
+"""The choice of a backend for torch tensors on a GPU: the user's, else the first of Triton and CuPy that serves them."""
 
 import contextlib
 import functools
@@ -16,18 +16,18 @@ class Backend(NamedTuple):
     """A backend of kernels for torch tensors."""
 
     missing: Callable[[], str | None]
-    """Why no kernel can run in this process, or None."""
+    """Returns the reason why no kernel can run in this process, or None."""
     refusal: Callable[[Any, Any], str | None]
-    """Why none serves x with this weight or pair of weights, or None."""
+    """Returns the reason why no kernel serves x with this weight or pair of weights, or None."""
     launchers: Callable[[], Any]
-    """The module of linear_fwd, linear_dact, act_fwd, act_bwd and dropout_mask; to be asked where nothing is missing."""
+    """Returns the module of linear_fwd, linear_dact, act_fwd, act_bwd and dropout_mask. To be called only where nothing is missing."""
 
 
 _backends: dict[str, Backend] = {}
 
 
 def kernels(name: str) -> Backend:
-    """The backend "triton" or "cupy", of which as little is imported as the question needs."""
+    """The backend "triton" or "cupy". Each of its functions imports no more than it needs to answer."""
     if name not in _backends:
         module = importlib.import_module(".cupy.tensors" if name == "cupy" else ".triton", __package__)
         launchers = functools.cache(
@@ -45,14 +45,14 @@ def _named(name: str, where: str) -> str:
 
 _in_context: ContextVar[str] = ContextVar("epilogue.backend")
 _in_trace: str | None = None
-"""Of a `with` that Dynamo traces through; outside its trace nobody ever sees another value."""
+"""The choice of a `with` that Dynamo traces through. Outside that trace this is always None."""
 
 
 class _Choice:
-    """`here` is the backend that this context chose, or the instance itself where it chose none.
+    """The context's choice: `here` is the backend that this context chose, or the instance itself where it chose none.
 
-    Dynamo cannot trace ContextVar.get, but calls a property whose getter is C, and guards on what it gives. The getter's argument, the
-    instance, is ContextVar.get's default.
+    Dynamo cannot trace ContextVar.get, but it calls a property whose getter is written in C, and guards on the result. The getter is
+    called with the instance, which ContextVar.get takes as its default.
     """
 
     here = property(_in_context.get)
@@ -65,13 +65,14 @@ _environment: str | None = _named(_from_environment, "EPILOGUE_BACKEND") if _fro
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Within it CUDA tensors run on "triton", "cupy" or "eager" (plain torch operations), in this thread or asyncio task.
+    """Run CUDA tensors on "triton", "cupy" or "eager" (plain torch operations) within a `with`, in this thread or asyncio task.
 
-    A thread that is started within it begins without a choice (in Python 3.14's free-threaded build with this one), as do autograd's own,
-    where torch's checkpoints compute forward again: EPILOGUE_BACKEND=cupy in the environment chooses for the whole process, or run the
-    thread in `contextvars.copy_context()`. What the chosen kernels do not serve (float64, tensor subclasses, CPU tensors) runs plain torch
-    operations. A call's backward runs where its forward did. ValueError for another name, RuntimeError where those kernels cannot run at
-    all.
+    A thread that is started within the `with` begins without a choice (in Python 3.14's free-threaded build, with this one). So do
+    autograd's own threads, where torch's checkpoints compute forward again. To choose for them too, set EPILOGUE_BACKEND=cupy in the
+    environment, which holds for the whole process, or run the thread in `contextvars.copy_context()`.
+
+    Tensors that the chosen kernels do not serve (float64, tensor subclasses, CPU tensors) run plain torch operations. A call's backward
+    runs where its forward did. ValueError for another name, RuntimeError where those kernels cannot run at all.
     """
     global _in_trace
     _raise_if_missing(_named(name, "epilogue.backend: the name"), "epilogue.backend")
@@ -91,23 +92,23 @@ def backend(name: str) -> Iterator[None]:
 
 
 def _raise_if_missing(name: str, where: str) -> None:
-    """RuntimeError where the kernels of that backend cannot run at all."""
+    """Raise RuntimeError where the kernels of that backend cannot run at all."""
     missing = None if name == "eager" else kernels(name).missing()
     if missing:
         raise RuntimeError(f"{where}: {name!r} cannot run here: {missing}")
 
 
 def chosen() -> tuple[str, str] | None:
-    """(the backend that the user chose, that it was), or None."""
+    """(the backend that the user chose, words that say so), or None."""
     here: Any = _choice.here
     name = _in_trace or (_environment if here is _choice else here)
     return (name, f"{name} was chosen") if name else None
 
 
 def serving(x: Any, weight: Any) -> tuple[str, str]:
-    """(the backend of a torch tensor x with this weight or pair of weights, why that one).
+    """(the backend that serves a torch tensor x with this weight or pair of weights, the reason for it).
 
-    RuntimeError where the environment chose one that cannot run.
+    RuntimeError where the environment chose a backend that cannot run.
     """
     choice = chosen()
     first, because = choice or ("triton", "this device and dtype are served")
@@ -123,7 +124,7 @@ def serving(x: Any, weight: Any) -> tuple[str, str]:
     from .operands import tensor_refusal
 
     shared = tensor_refusal(x, weight)
-    if shared:  # CuPy is not imported for what it would refuse as well
+    if shared:  # CuPy would refuse as well, so it is not imported
         return "eager", shared
     other = kernels("cupy").refusal(x, weight)
     return ("eager", f"{refusal}; {other}") if other else ("cupy", refusal)

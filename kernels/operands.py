@@ -1,4 +1,4 @@
-"""What a call of torch tensors brings to the kernels, whichever backend's, and whether kernels can serve it at all."""
+"""The operands that a call of torch tensors brings to any backend's kernels, and the reasons why no kernel can serve it."""
 
 import math
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def tensor_refusal(x: Tensor, weight: Any) -> str | None:
-    """Why no kernel serves x with this weight (or pair of weights), or None."""
+    """The reason why no kernel serves x with this weight (or pair of weights), or None."""
     if compute_dtype(x) not in DTYPES:
         return f"{x.dtype} runs plain torch operations"
     tensors = (x, *(weight if isinstance(weight, (tuple, list)) else (weight,)))
@@ -22,7 +22,7 @@ def tensor_refusal(x: Tensor, weight: Any) -> str | None:
             return "a tensor subclass runs plain torch operations"
         if tensor.layout is not torch.strided or tensor.is_nested:
             return "sparse and nested tensors run plain torch operations"
-    # Before the tracer's question: a compiler traces through a transform, too.
+    # Asked before is_compiling(), because a compiler traces through a transform, too.
     if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return "torch.func transforms and forward-mode derivatives run plain torch operations"
     if torch.compiler.is_compiling():
@@ -38,7 +38,7 @@ def tensor_refusal(x: Tensor, weight: Any) -> str | None:
 
 
 def activation_refusal(act: Activation, values: tuple, gated: bool) -> str | None:
-    """Why no kernel serves a layer with this activation, or None."""
+    """The reason why no kernel serves a layer with this activation, or None."""
     if act.name == "identity" and not gated:
         return "without an activation the product is cuBLAS's"
     if len(values) > 1 and sum(isinstance(value, Tensor) for value in values) > 1:
@@ -47,8 +47,9 @@ def activation_refusal(act: Activation, values: tuple, gated: bool) -> str | Non
 
 
 def observed() -> bool:
-    """Whether a mode sees torch's operations in this thread, and may keep what they return: a tracer, a FLOP counter, selective
-    checkpointing. What it must see goes through a registered operator then; a launch by itself would be hidden from it."""
+    """True if a mode sees torch's operations in this thread, and may keep what they return: a tracer, a FLOP counter, selective
+    checkpointing. The mode would not see a bare launch, so kernels then run through registered operators.
+    """
     return torch._C._len_torch_dispatch_stack() > 0 or torch._C._len_torch_function_stack() > 0
 
 
@@ -66,21 +67,22 @@ class Dropout(NamedTuple):
     seed: Tensor
 
     def argument(self) -> tuple[Tensor, int, float]:
-        """What the kernels take: the seed, the threshold that an element's 32 random bits must reach to be kept, and 1/(1-p)."""
+        """The kernels' arguments: the seed, the threshold that an element's 32 random bits must reach for it to stay, and 1/(1-p)."""
         threshold = min(round(self.p * 2**32), 2**32 - 1) - 2**31
         return self.seed, threshold, 1.0 / (1.0 - self.p) if self.p < 1.0 else 0.0
 
 
 def draw_seed(device: torch.device) -> Tensor:
-    """From torch's generator of that device, so that manual_seed, checkpointing and CUDA graphs govern it; on the device, so that nothing
-    waits for it."""
+    """Draw a seed from torch's generator of that device, so that manual_seed, checkpointing and CUDA graphs govern it. It stays on the
+    device, so that nothing waits for it.
+    """
     return torch.randint(2**63 - 1, (1,), device=device)
 
 
 class Layer(NamedTuple):
     """The tensors of a layer: x [..., K], one or two weights with their biases, and the activation's learnable tensor.
 
-    weight is [N, K]; in a gated layer it is gate's beside an up_weight, or both packed as [2N, K]. bias goes the same way.
+    weight is [N, K]. In a gated layer it is gate's, beside up_weight, or both packed as [2N, K] without up_weight. bias has the same form.
     """
 
     x: Tensor
@@ -91,7 +93,7 @@ class Layer(NamedTuple):
     learned: Tensor | None = None
 
     def in_rows(self, gated: bool) -> "Layer":
-        """The same as kernels take it: x [M, K], packed weights and biases as two views, biases of stride 1, as they are in memory."""
+        """The layer as kernels take it: x [M, K], packed weights and biases as two views, biases of stride 1 and not lazily negated."""
         x, weight, up_weight, bias, up_bias, learned = self
         bias = bias if bias is None else bias.resolve_neg().contiguous()
         up_bias = up_bias if up_bias is None else up_bias.resolve_neg().contiguous()
@@ -103,7 +105,7 @@ class Layer(NamedTuple):
 
 
 def halves(matrix: Tensor | None, n: int, gated: bool) -> tuple[Tensor | None, Tensor | None]:
-    """gate and up of a gated layer's [M, 2N], else the matrix and None."""
+    """(gate, up) of a gated layer's [M, 2N], else (the matrix, None)."""
     return (matrix, None) if matrix is None or not gated else (matrix[:, :n], matrix[:, n:])
 
 
@@ -113,17 +115,17 @@ def rows_of(x: Tensor) -> Tensor:
 
 
 def saturated(z: Tensor) -> Tensor:
-    """What was kept of a pre-activation as backward takes it: an infinity of float16 is the largest number, as in the kernels."""
+    """The kept pre-activation z as backward takes it: as in the kernels, float16's infinity becomes its largest number."""
     return z.clamp(-65504.0, 65504.0) if z.dtype == torch.float16 else z
 
 
 def packed(y: Tensor) -> Tensor:
-    """Whether y [M, N] > 0, a bit per element: uint8 [M, ⌈N/8⌉], the first of eight columns in the lowest bit, as the kernels store it."""
+    """y [M, N] > 0, one bit per element: uint8 [M, ⌈N/8⌉], the first of eight columns in the lowest bit, as the kernels store it."""
     bits = torch.nn.functional.pad(y > 0, (0, -y.shape[1] % 8)).unflatten(1, (-1, 8)).to(torch.uint8)
     return (bits << torch.arange(8, device=y.device, dtype=torch.uint8)).sum(2, dtype=torch.uint8)
 
 
 def unpacked(signs: Tensor, like: Tensor) -> Tensor:
-    """Those bits as 1 and 0, in the shape [M, N] and dtype of `like`."""
+    """The bits of `packed` as 1 and 0, in the shape [M, N] and dtype of `like`."""
     bits = signs[:, :, None] >> torch.arange(8, device=signs.device, dtype=torch.uint8)
     return (bits & 1).flatten(1)[:, : like.shape[1]].to(like.dtype)

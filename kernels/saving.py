@@ -1,18 +1,18 @@
-"""What forward keeps for backward, in the fewest bytes. Autograd's operations and `epilogue.explain` ask here alike."""
+"""The choice of the tensor that forward keeps for backward, in the fewest bytes. Both autograd and `epilogue.explain` ask here."""
 
 from .catalogue import CUBLASLT, Activation, Keep
 
 
 def kept_by_layer(act: Activation, values: tuple, gated: bool) -> Keep:
-    """What a single layer keeps beside x, where some gradient is wanted."""
+    """The tensor that a single layer keeps beside x, where some gradient is wanted."""
     return "input" if gated else act.layer_saves(values)
 
 
 def kept_by_mlp(act: Activation, values: tuple, gated: bool, dropout: bool, hidden: bool, down: bool) -> Keep:
-    """What an MLP keeps of its hidden layer h = act(z) beside x.
+    """The tensor that an MLP keeps of its hidden layer h = act(z), beside x.
 
-    hidden: whether a gradient of x or of the hidden layer's parameters is wanted; down: whether that of the down weight is, which needs h.
-    Where h is enough for both it is kept alone; with dropout h is scaled and has lost what it dropped, but not the sign of what it kept.
+    hidden: a gradient of x or of the hidden layer's parameters is wanted. down: the down weight's gradient is wanted, which needs h. Where
+    h is enough for both, it is kept alone. Dropout scales h and loses the elements that it drops, but the others keep their signs.
     """
     if not hidden:
         return "output" if down else "nothing"
@@ -22,10 +22,10 @@ def kept_by_mlp(act: Activation, values: tuple, gated: bool, dropout: bool, hidd
 
 
 def emits_h(keep: Keep, down: bool) -> bool:
-    """Whether the product of an MLP's backward writes h for the down weight's gradient: not where h itself was kept."""
+    """True if the product of an MLP's backward writes h for the down weight's gradient. Where h itself was kept, it does not."""
     return keep == "input" and down
 
 
 def library_serves(act: Activation, keep: Keep, gated: bool, bias: bool, dropout: bool) -> bool:
-    """Whether one of cuBLASLt's epilogues computes this layer: it has a bias and keeps nothing beside y."""
+    """True if one of cuBLASLt's epilogues computes this layer, which must have a bias and keep nothing beside y."""
     return act.name in CUBLASLT and keep in ("nothing", "output") and bias and not gated and not dropout

@@ -1,4 +1,6 @@
-"""Products by cuBLAS through torch, with one pointwise kernel or cuBLASLt's own epilogue: where no fused kernel is, or it would be slower.
+"""Products that cuBLAS computes through torch, with one pointwise kernel or cuBLASLt's own epilogue.
+
+They run where there is no fused kernel, or where it would be slower.
 
 `act_fwd` and `act_bwd` are the backend's pointwise kernels, as in triton/pointwise.py.
 """
@@ -15,11 +17,11 @@ from .operands import Layer, observed, rows_of
 
 
 def unfused_fwd(layer: Layer, applied: Applied, keep: Keep, act_fwd: Callable) -> tuple[Tensor, Tensor | None]:
-    """What linear_fwd returns; z is rounded before the activation, as in torch's own layers."""
+    """The results of linear_fwd. z is rounded before the activation, as in torch's own layers."""
     x, gated = layer.x, applied.gated
     z = _product(layer, gated)
-    m, n = z.shape[0], z.shape[1] // (1 + gated)
-    # Where z is not kept, y may take its place, unless somebody holds what the product returned.
+    m, n = z.shape[0], z.shape[1] // (2 if gated else 1)
+    # Where z is not kept, y may take its memory, unless a mode may hold the product's result.
     y = x.new_empty(m, n) if gated or keep == "input" or observed() else z
     signs = x.new_empty(m, (n + 7) // 8, dtype=torch.uint8) if keep == "sign" else None
     act_fwd(z, y, signs, applied)
@@ -53,7 +55,7 @@ def library_fwd(layer: Layer, act: Activation) -> Tensor:
 def unfused_dact(
     dy: Tensor, weight: Tensor, saved: Tensor, keep: Keep, applied: Applied, needs: Needs, act_bwd: Callable
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """What linear_dact returns; dh = dy W is rounded before the derivative."""
+    """The results of linear_dact. dh = dy W is rounded before the derivative."""
     dh = dy @ weight
     dz, *rest = act_bwd(dh, saved, keep, applied, needs, None if applied.gated or observed() else dh)
     assert dz is not None

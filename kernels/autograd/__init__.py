@@ -22,4 +22,4 @@ def _on(backend: str) -> Kernels:
 
 
 KERNELS = {"triton": _on("triton"), "cupy": _on("cupy")}
-"""By the backend's name."""
+"""A backend's name -> the operations on its kernels."""

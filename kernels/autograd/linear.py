@@ -1,4 +1,4 @@
-"""`linear` and `glu` as differentiable torch operations: what is saved, which gradients are computed, how compilers see them.
+"""`linear` and `glu` as differentiable torch operations: what they save, which gradients they compute, how compilers see them.
 
 `epilogue::linear_fwd` and `epilogue::linear_bwd` are opaque to torch.compile and torch.export. Without a compiler the same functions run
 as an autograd.Function, whose call costs half as much.
@@ -50,9 +50,9 @@ def _call(layer: Layer, applied: Applied, backend: str) -> Tensor:
 
 
 def linear_fwd(layer: Layer, seed: Tensor | None, call: Call) -> tuple[Tensor, Tensor]:
-    """(y [..., N], beside it what call.keep says: z [M, N] or gate|up [M, 2N] of "input", bits [M, ⌈N/8⌉] of "sign", else empty).
+    """(y [..., N], the tensor kept beside it: z [M, N] or gate|up [M, 2N] for call.keep "input", bits [M, ⌈N/8⌉] for "sign", else empty).
 
-    With a seed y is dropped out, for an MLP's backward, which keeps nothing here.
+    With a seed, y is dropped out. Only an MLP's backward calls it so, to compute h again; it then keeps nothing.
     """
     y, kept = call.launchers().linear_fwd(layer, call.applied(layer.learned, seed), call.keep)
     return y, layer.x.new_empty(0) if kept is None else kept
@@ -63,7 +63,7 @@ def _setup_context(ctx, inputs: tuple[Layer, Tensor | None, Call], output) -> No
     assert seed is None
     ctx.set_materialize_grads(False)
     saved = {"output": output[0], "nothing": None}.get(call.keep, output[1])
-    keeps_x = any(ctx.needs_input_grad[1:3]) or saved is None  # a frozen weight costs no x
+    keeps_x = any(ctx.needs_input_grad[1:3]) or saved is None  # only the weights' gradients and from_inputs need x
     ctx.given = [t is not None for t in inputs[0]]
     biases = (bias, up_bias) if saved is None else (None, None)
     ctx.save_for_backward(saved, x if keeps_x else None, weight, up_weight, *biases, learned)
@@ -73,10 +73,10 @@ def _setup_context(ctx, inputs: tuple[Layer, Tensor | None, Call], output) -> No
 def _backward(ctx, dy: Tensor | None, dz_more: Tensor | None, act_bwd: Callable) -> tuple:
     """Gradients of the layer's tensors; act_bwd is `linear_bwd`, as a function or as an operator.
 
-    dz_more: the gradient of the z that forward returned, which second derivatives bring.
+    dz_more: the gradient by the z that forward returned. Only second derivatives bring one.
     """
     call: Call = ctx.call
-    dz_more = dz_more if call.keep == "input" else None  # else of an empty tensor
+    dz_more = dz_more if call.keep == "input" else None  # any other keep returns bits or an empty tensor
     if dy is None and dz_more is None:
         return (None,) * len(Layer._fields)
     saved, *tensors = ctx.saved_tensors
@@ -88,7 +88,7 @@ def _backward(ctx, dy: Tensor | None, dz_more: Tensor | None, act_bwd: Callable)
 
         return from_inputs(operation, layer, want[: len(layer)], dy)
     if dy is None:
-        dy = dz_more.new_zeros(dz_more.shape[0], dz_more.shape[1] // (1 + call.gated))  # type: ignore[union-attr]
+        dy = dz_more.new_zeros(dz_more.shape[0], dz_more.shape[1] // (2 if call.gated else 1))  # type: ignore[union-attr]
     dy = rows_of(dy.resolve_neg())  # autograd of complex numbers negates lazily, by a bit that a kernel cannot see
     if dz_more is not None or in_plain_operations():
         kept = rows_of(saved) if call.keep == "output" else saved
@@ -105,7 +105,7 @@ def layer_gradients(dz, dbias, dlearned, layer: Layer, want: Wanted, leading) ->
     """Gradients of the layer's tensors, from dz [M, N], or dgate|dup [M, 2N] of a gated layer."""
     x, weight, up_weight, _, _, learned = layer
     n, pair = weight.shape[0], up_weight is not None
-    dgate = dz[:, :n] if pair and (want.x or want.weight) else dz  # which is empty where no matrix's gradient is wanted
+    dgate = dz[:, :n] if pair and (want.x or want.weight) else dz  # dz is empty where no matrix's gradient is wanted
     dgate_bias = dbias[:n] if pair else dbias
     dx = dw = dup = dup_bias = None
     if want.x:
@@ -127,17 +127,17 @@ def layer_gradients(dz, dbias, dlearned, layer: Layer, want: Wanted, leading) ->
 def linear_bwd(
     dy: Tensor, saved: Tensor, learned: Tensor | None, call: Call, needs: Needs
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dz, h, dbias, dparam) of act_bwd, empty tensors where not needed."""
+    """(dz, h, dbias, dparam) of the launcher act_bwd, with empty tensors where not needed."""
     return tensors_of(dy, call.launchers().act_bwd(dy, rows_of(saved), call.keep, call.applied(learned), needs))
 
 
 def tensors_of(dy: Tensor, results: tuple) -> Any:
-    """A backward kernel's results as an operator returns them: empty for None."""
+    """A backward kernel's results as an operator returns them, with empty tensors for None."""
     return tuple(dy.new_empty(0) if result is None else result for result in results)
 
 
 def _plain_forward(layer: Layer, seed: Tensor | None, call: Call) -> tuple[Tensor, Tensor]:
-    """`linear_fwd` in plain torch operations but for a dropout's mask, which only the kernels draw."""
+    """`linear_fwd` in plain torch operations, except for dropout's mask, which only the kernels draw."""
     return plain_layer(layer, call.applied(layer.learned, seed), call.keep, call.backend)
 
 
@@ -161,7 +161,7 @@ def _operator_backward(ctx, dy, dz_more):
 
 
 def kept_like(x: Tensor, n: int, gated: bool, keep: Keep) -> Tensor:
-    """Of the shape and dtype of what a layer of n features keeps beside its result."""
+    """An uninitialized tensor with the shape and dtype of the one that a layer of n features keeps beside its result."""
     m = math.prod(x.shape[:-1])
     if keep == "sign":
         return x.new_empty(m, (n + 7) // 8, dtype=torch.uint8)
@@ -175,7 +175,7 @@ def _fake_forward(layer: Layer, seed: Tensor | None, call: Call) -> tuple[Tensor
 
 
 def fake_gradients(dy: Tensor, n: int, gated: bool, needs: Needs) -> tuple[Tensor, ...]:
-    """Of the shapes and dtypes of a backward kernel's results, for n features."""
+    """Uninitialized tensors with the shapes and dtypes of a backward kernel's results, for n features."""
     m, width = dy.shape[0], 2 * n if gated else n
     shapes = ((m, width), (m, n), (width,), (n,))
     dtypes = (dy.dtype, dy.dtype, torch.float32, torch.float32)
@@ -190,7 +190,7 @@ def _fake_backward(dy, saved, learned, call: Call, needs: Needs) -> tuple[Tensor
 
 
 def layer_flops(x, weight, up_weight, *others, **more) -> int:
-    """Of the products with the weights, as torch counts its own: pointwise work is free."""
+    """The floating-point operations of the products with the weights. As in torch's own counts, pointwise work is free."""
     return 2 * math.prod(x[:-1]) * math.prod(weight) * (1 if up_weight is None else 2)
 
 

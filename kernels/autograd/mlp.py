@@ -1,7 +1,7 @@
 """`mlp` and `gated_mlp` as differentiable torch operations, whose backward needs x and the pre-activations alone.
 
-The hidden layer h is not kept: the epilogue that computes dz computes it again. As in linear.py, `epilogue::mlp_fwd` and
-`epilogue::linear_dact` are what compilers see, and an autograd.Function runs without one.
+The hidden layer h is not kept beside them: the epilogue that computes dz computes h again. As in linear.py, compilers see the operators
+`epilogue::mlp_fwd` and `epilogue::linear_dact`, and without a compiler an autograd.Function runs.
 """
 
 import math
@@ -87,11 +87,11 @@ def _needs_gradient(tensor: Tensor | None) -> bool:
 def mlp_fwd(
     layer: Layer, down_weight: Tensor, down_bias: Tensor | None, seed: Tensor | None, call: Call
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(y [..., N], what call.keep says, rows first; empty for "nothing")."""
+    """(y [..., N], the tensor kept of the hidden layer as call.keep says, a matrix of M rows; empty for "nothing")."""
     x = layer.x
     h, kept = call.launchers().linear_fwd(layer, call.applied(layer.learned, seed), call.keep)
     y = F.linear(rows_of(h), down_weight, down_bias)
-    # No view, as F.linear's own result may be with a bias: autograd forbids writing into views that a function returns beside others.
+    # y must not be a view, as F.linear's result with a bias may be: autograd forbids writing into a view that is one of several results.
     y = torch.ops.aten._unsafe_view.default(y, (*x.shape[:-1], y.shape[-1]))
     if call.keep == "output":
         return y, rows_of(h)
@@ -103,10 +103,10 @@ def _setup_context(ctx, inputs: tuple, output) -> None:
     x, weight, up_weight, bias, up_bias, learned = layer
     ctx.set_materialize_grads(False)
     kept = None if call.keep == "nothing" else output[1]
-    # A frozen weight costs no x, unless that is where backward starts.
+    # x is needed for the weights' gradients and, where nothing was kept, to compute forward again.
     keeps_x = any(ctx.needs_input_grad[1:3]) or (kept is None and any(ctx.needs_input_grad[:7]))
     ctx.given = [t is not None for t in (*layer, down_weight, down_bias)]
-    # From the biases h is computed again.
+    # The biases serve only to compute h again.
     bias, up_bias, down_bias = (bias, up_bias, down_bias) if kept is None else (None, None, None)
     tensors = (x if keeps_x else None, weight, up_weight, bias, up_bias, learned)
     ctx.save_for_backward(kept, seed, down_weight, down_bias, *tensors)
@@ -114,13 +114,12 @@ def _setup_context(ctx, inputs: tuple, output) -> None:
 
 
 def _backward(ctx, dy: Tensor | None, dkept: Tensor | None, dact: Callable, again: Callable) -> tuple:
-    """Gradients of the layer's tensors, of down_weight and down_bias; dact is `linear_dact` and `again` `linear_fwd`, as functions or
-    as operators.
+    """Gradients of the layer's tensors, down_weight and down_bias. dact is `linear_dact` and again `linear_fwd`, as functions or operators.
 
-    dkept: the gradient of what forward kept, which second derivatives bring.
+    dkept: the gradient by the tensor that forward kept. Only second derivatives bring one.
     """
     call: Call = ctx.call
-    dkept = dkept if call.keep in ("input", "output") else None  # else of an empty tensor
+    dkept = dkept if call.keep in ("input", "output") else None  # any other keep returns bits or an empty tensor
     if dy is None and dkept is None:
         return (None,) * len(ctx.given)
     kept, seed, down_weight, down_bias, *tensors = ctx.saved_tensors
@@ -156,7 +155,7 @@ def _differentiable_dact(
     call: Call, dy: Tensor, dkept: Tensor | None, kept: Tensor, learned: Tensor | None, down_weight: Tensor,
     seed: Tensor | None,
 ):  # fmt: skip
-    """(h, dz, dbias, dparam) of linear_dact, in plain torch operations on what was kept."""
+    """linear_dact in plain torch operations on the kept tensor: (h, dz, dbias, dparam), all of which can be differentiated."""
     applied = call.applied(learned, seed)
     dh = dy @ down_weight
     if dkept is not None and call.keep == "output":
@@ -170,7 +169,7 @@ def _differentiable_dact(
 
 
 def _unfused(call: Call, seed: Tensor | None) -> Callable[..., Tensor]:
-    """What forward computed, in plain torch operations."""
+    """The function that forward computed, in plain torch operations."""
 
     def operation(*tensors):
         *layer, down_weight, down_bias = tensors
@@ -184,18 +183,18 @@ def _unfused(call: Call, seed: Tensor | None) -> Callable[..., Tensor]:
 def linear_dact(
     dy: Tensor, down_weight: Tensor, saved: Tensor, learned: Tensor | None, seed: Tensor | None, call: Call, needs: Needs
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dz, h, dbias, dparam) of the launcher of that name, empty tensors where not needed."""
+    """(dz, h, dbias, dparam) of the launcher linear_dact, with empty tensors where not needed."""
     applied = call.applied(learned, seed)
     return tensors_of(dy, call.launchers().linear_dact(dy, down_weight, saved, call.keep, applied, needs))
 
 
 def dropout_mask(seed: Tensor, dropout_p: float, m: int, n: int, backend: str) -> Tensor:
-    """The factors of a dropout [m, n], float32."""
+    """The factors that the kernels multiply h [m, n] by, float32."""
     return kernels(backend).launchers().dropout_mask(Dropout(dropout_p, seed), m, n)
 
 
 def _plain_forward(layer: Layer, down_weight, down_bias, seed: Tensor | None, call: Call) -> tuple[Tensor, Tensor]:
-    """`mlp_fwd` in plain torch operations but for a dropout's mask, which only the kernels draw."""
+    """`mlp_fwd` in plain torch operations, except for dropout's mask, which only the kernels draw."""
     h, kept = plain_layer(layer, call.applied(layer.learned, seed), call.keep, call.backend)
     return F.linear(h, down_weight, down_bias), rows_of(h) if call.keep == "output" else kept
 

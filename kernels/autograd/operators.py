@@ -1,4 +1,4 @@
-"""What the autograd operations share: how torch knows the operators, what becomes of a call's tensors, what backward is asked for."""
+"""The parts that the autograd operations share: registration with torch, the treatment of a call's tensors, the gradients asked for."""
 
 import functools
 import inspect
@@ -24,20 +24,20 @@ _operators = library.Library("epilogue", "FRAGMENT")
 
 
 class Call(NamedTuple):
-    """What a call says beside its tensors, as the operators' schemas take it."""
+    """A call's arguments beside its tensors, in types that the operators' schemas allow."""
 
     activation: str
     numbers: list[float]
-    """Its parameters, with 0 in place of the one that is a tensor."""
+    """The activation's parameters, with 0 in place of the one that is a tensor."""
     learned_at: int
-    """That one's place, or -1."""
+    """The index of the parameter that is a tensor, or -1."""
     gated: bool
     dropout_p: float
     keep: Keep
     backend: str
 
     def applied(self, learned: Tensor | None, seed: Tensor | None = None) -> Applied:
-        """The activation with its learnable tensor and, with a seed, a dropout."""
+        """The activation with its learnable tensor and, where there is a seed, a dropout."""
         values = self.numbers
         if learned is not None:
             values = [*values[: self.learned_at], learned, *values[self.learned_at + 1 :]]  # type: ignore[list-item]
@@ -61,15 +61,15 @@ def register(
     function: Callable, fake: Callable, flops: Callable, plain: Callable | None = None,
     backward: Callable | None = None, setup_context: Callable | None = None,
 ) -> Callable[..., Any]:  # fmt: skip
-    """Make the operator epilogue::<the function's name> known to torch; returns it as a function of what `function` takes.
+    """Register the operator epilogue::<the function's name> with torch. Return it as a function with the arguments of `function`.
 
-    The operator's schema has the fields of the function's records (`Layer`, `Call`, …) one after another. Of the functions here flops alone
-    takes them so, the others take what `function` takes.
+    The operator's schema lists the fields of the function's records (`Layer`, `Call`, …) one after another. flops takes them in this form;
+    the other functions take the arguments of `function`.
 
-    function: runs it on the kernels' devices. fake: gives its results' shapes and dtypes to compilers. flops: counts its floating-point
-    operations from its arguments' shapes. plain: the same in plain torch operations, for a CPU and for exporters that know torch's own
-    alone, as ONNX's. backward and setup_context: its derivative, as of an autograd.Function; backward gives the gradients of the first
-    arguments, those that can have one.
+    function: runs the operator on the kernels' devices. fake: tells compilers the shapes and dtypes of its results. flops: counts its
+    floating-point operations from its arguments' shapes. plain: computes the same in plain torch operations, for a CPU and for exporters
+    that know only torch's own operators, such as ONNX's. backward and setup_context: its derivative, as in an autograd.Function. backward
+    returns the gradients of the first arguments, those that can have one.
     """
     name, hints = function.__name__, get_type_hints(function)
     records = [hints[parameter] for parameter in inspect.signature(function).parameters]
@@ -111,7 +111,7 @@ def register(
 
 
 def _fields(function: Callable, records: list) -> list[inspect.Parameter]:
-    """The function's parameters, with those of a record in its place."""
+    """The function's parameters, with each record replaced by its fields."""
     hints: dict[str, Any] = {}
     for name, record in zip(inspect.signature(function).parameters, records, strict=True):
         hints |= get_type_hints(record) if hasattr(record, "_fields") else {name: record}
@@ -123,7 +123,7 @@ def _fields(function: Callable, records: list) -> list[inspect.Parameter]:
 
 
 def _grouped(records: list, values: tuple) -> tuple:
-    """The fields as the arguments that they are of."""
+    """The function's arguments: the values, with the fields of each record grouped into it."""
     rest = iter(values)
     return tuple(
         record(*itertools.islice(rest, len(record._fields))) if hasattr(record, "_fields") else next(rest)
@@ -132,22 +132,23 @@ def _grouped(records: list, values: tuple) -> tuple:
 
 
 def cast(x: Tensor, *tensors: Tensor | None) -> list[Any]:
-    """The tensors in the dtype of the product with x."""
+    """Cast the tensors to the dtype of the product with x."""
     dtype = compute_dtype(x)
     return [t if t is None or t.dtype == dtype else _cast(t, dtype) for t in tensors]
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in autocast's dtype; a parameter's copy is the one that autocast itself caches until its region ends.
+    """Cast the tensor to autocast's dtype. A parameter's copy is the one that autocast itself caches until its region ends.
 
-    Python has no way to that cache but an operation that autocast casts for. This one computes nothing, and its graph holds the copy.
+    Python can reach that cache only through an operation that autocast casts for. The one here computes nothing, and its graph holds the
+    copy.
     """
     cached = tensor.requires_grad and tensor.is_leaf and tensor.ndim in (1, 2) and torch.is_autocast_cache_enabled()
     traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
     if not cached or traced or torch.is_inference_mode_enabled():
         return tensor.to(dtype)
     size = tensor.shape[-1]
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # a user's would give back a copy
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # a user's hooks would give back a copy
     with torch.enable_grad(), saved_tensors_hooks(_itself, _itself) if hooks else nullcontext():
         if tensor.ndim == 2:
             node: Any = (tensor @ tensor.new_empty(size, 0, dtype=dtype).requires_grad_()).grad_fn
@@ -163,9 +164,9 @@ def _itself(tensor: Tensor) -> Tensor:
 def as_seen(*tensors: Tensor | None) -> list[Any]:
     """Views of the tensors that users own, for autograd to keep, as nn.Linear's keeps a view of its weight.
 
-    What it keeps of a parameter itself follows an exchange of `param.data`, as `module.to` makes it; and of a view's gradient the engine
-    can say whether it is wanted. A parameter that DeepSpeed's ZeRO-3 gathers for the call and again for backward stays itself: a view would
-    hold the whole of it in between. (FSDP frees the storage, a view's as well.)
+    A kept parameter would follow an exchange of its `param.data`, as `module.to` makes it; a view does not. Also, the engine can say
+    whether a view's gradient is wanted. DeepSpeed's ZeRO-3 gathers a parameter for the call and again for backward. Such a parameter is
+    kept itself, because a view would hold the whole of it in between. (FSDP frees the storage, and so a view's as well.)
     """
     return [
         t if t is None or not t.is_leaf or hasattr(t, "ds_id") else t.view_as(t) if t.requires_grad else t.detach()
@@ -174,7 +175,7 @@ def as_seen(*tensors: Tensor | None) -> list[Any]:
 
 
 class Wanted(NamedTuple):
-    """Which tensors' gradients a backward is asked for."""
+    """The tensors whose gradients autograd asks a backward for."""
 
     x: bool
     weight: bool
@@ -187,10 +188,10 @@ class Wanted(NamedTuple):
 
 
 def wanted(ctx: Any) -> Wanted:
-    """Of the first inputs; ctx.given: which of them are tensors, not None.
+    """Find which of the first inputs' gradients backward is asked for. ctx.given says which of these inputs are tensors, not None.
 
     `torch.autograd.grad(y, [x])` and a pipeline's backward for the inputs alone have no use for dW, though the weight requires grad. The
-    engine does not tell of leaves, which `as_seen` has left few of: they are taken to be wanted.
+    engine cannot say this of a leaf, whose gradient is then taken to be wanted. `as_seen` has left few leaves.
     """
     required = ctx.needs_input_grad[: len(ctx.given)]
     if torch.compiler.is_compiling():
@@ -206,12 +207,13 @@ def wanted(ctx: Any) -> Wanted:
 
 
 def in_plain_operations() -> bool:
-    """Whether backward goes through plain torch operations: it will be differentiated, or a transform such as vmap is at work in it."""
+    """True if backward runs plain torch operations: it will be differentiated, or a transform such as vmap is at work in it."""
     transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
     return torch.is_grad_enabled() or transformed
 
 
 def by_operator(dy: Tensor | None) -> bool:
-    """Whether backward goes through the operators: a mode or compiled autograd sees it, or a batch of gradients comes at once
-    (is_grads_batched), which torch knows to run row by row."""
+    """True if backward runs the operators: a mode or compiled autograd sees it, or a batch of gradients comes at once
+    (is_grads_batched), for which torch runs an operator row by row.
+    """
     return torch.compiler.is_compiling() or observed() or (dy is not None and is_legacy_batchedtensor(dy))

@@ -1,4 +1,4 @@
-"""The same in plain torch operations: for exporters and CPUs that meet our operators, and for second derivatives, which no kernel has."""
+"""The layers in plain torch operations, for exporters and CPUs that meet our operators, and for second derivatives, which no kernel has."""
 
 from collections.abc import Callable, Sequence
 
@@ -23,7 +23,7 @@ def hidden_layer(layer: Layer, applied: Applied) -> Tensor:
 
 
 def plain_layer(layer: Layer, applied: Applied, keep: Keep, backend: str) -> tuple[Tensor, Tensor]:
-    """(h [..., N], what `keep` says of the layer, empty for "nothing" and "output")."""
+    """(h [..., N], the tensor kept beside it as `keep` says; empty for "nothing" and "output")."""
     x, (_, weight, up_weight, bias, up_bias, _) = layer.x, layer.in_rows(applied.gated)
     z = [F.linear(x, weight, bias)] + ([] if up_weight is None else [F.linear(x, up_weight, up_bias)])
     h = _activated(applied, *z)
@@ -35,13 +35,13 @@ def plain_layer(layer: Layer, applied: Applied, keep: Keep, backend: str) -> tup
 
 
 def hidden_from(z: Tensor, applied: Applied, backend: str) -> Tensor:
-    """h [M, N] = dropout(act(z)) from the z that was kept, gate|up [M, 2N] of a gated layer; one rounding, at the end."""
+    """h [M, N] = dropout(act(z)) from the kept z, or gate|up [M, 2N] of a gated layer. It is rounded once, at the end."""
     wide = saturated(z).float()
     return dropped(_activated(applied, *_operands(wide, applied)), applied.dropout, backend).to(z.dtype)
 
 
 def dropped(h: Tensor, dropout: Dropout | None, backend: str) -> Tensor:
-    """h [..., N] with the dropout that the backend's kernels draw."""
+    """dropout(h) [..., N], with the mask that the backend's kernels draw."""
     if dropout is None:
         return h
     mask = torch.ops.epilogue.dropout_mask(dropout.seed, dropout.p, *rows_of(h).shape, backend)
@@ -58,7 +58,7 @@ def _activated(applied: Applied, *operands: Tensor) -> Tensor:
 
 
 def from_inputs(operation: Callable, inputs: Sequence, wanted: Sequence[bool], dy: Tensor | None) -> tuple:
-    """The gradients of operation(*inputs) for dy, where nothing else was kept."""
+    """Gradients of operation(*inputs) for dy, where nothing but the inputs was kept."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views, so that the gradients stop here: an input may be computed from another, or be given twice.
@@ -71,10 +71,10 @@ def from_inputs(operation: Callable, inputs: Sequence, wanted: Sequence[bool], d
 def from_kept(
     dh: Tensor, kept: Tensor, keep: Keep, learned: Tensor | None, applied: Applied
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """(h [M, N], dz [M, N], dparam) of h = act(z) for dh [M, N], from z ("input"), h itself ("output") or its signs ("sign").
+    """(h [M, N], dz [M, N], dparam) of h = act(z) for dh [M, N], from the kept z ("input"), h itself ("output") or its signs ("sign").
 
-    kept is a result of forward, and so in the graph: second derivatives by x go through it, and need no x. gated: z and dz are gate|up
-    [M, 2N]. dparam: the gradient of the learnable tensor, which is among the activation's values.
+    kept is a result of forward and so part of the graph: second derivatives by x go through it, and need no x. In a gated layer z and dz
+    are gate|up [M, 2N]. dparam: the gradient of the learnable tensor, which is among the activation's values.
     """
     if keep != "input":
         formula = applied.act.output_derivative(applied.values)

@@ -6,12 +6,12 @@ import importlib.util
 
 @functools.cache
 def missing() -> str | None:
-    """Why no kernel can run here, or None. Imports CuPy."""
+    """The reason why no kernel can run here, or None. Imports CuPy."""
     if importlib.util.find_spec("cupy") is None:
         return "CuPy is not installed (pip install cupy-cuda13x, or cupy-cuda12x for CUDA 12)"
     try:
         import cupy
-    except ImportError as error:  # a CUDA library that it is built for is not there
+    except ImportError as error:  # a CUDA library that CuPy is built for is missing
         return f"CuPy does not import: {str(error).strip().splitlines()[0]}"
     if cupy.cuda.runtime.is_hip:
         return "the kernels are for NVIDIA GPUs, this CuPy is for AMD's"

@@ -1,8 +1,8 @@
-"""Every operation, forward and backward, on CuPy arrays, without torch: products by cuBLAS, all else in one pointwise kernel beside each or
-in cuBLASLt's epilogue.
+"""Every operation, forward and backward, on CuPy arrays, without torch. cuBLAS computes the products. Beside each, one pointwise kernel or
+cuBLASLt's epilogue computes all else.
 
-As in reference.py, gradients are recomputed from the inputs. Pre-activations stay in float32 (float64 of float64), so that bias and
-activation come before the one rounding; bfloat16's tanh-gelu alone rounds them for cuBLASLt's derivative.
+As in reference.py, backward computes everything again from the inputs. Pre-activations stay in float32 (float64 for float64), so that bias
+and activation come before the only rounding. Only bfloat16's tanh-gelu rounds them, for cuBLASLt's derivative.
 """
 
 import functools
@@ -31,17 +31,17 @@ def _empty(like: Any, *shape: int) -> Any:
 
 
 def _rows(x: Any) -> Any:
-    """[..., n] -> [rows, n]; reshape(-1, n) cannot tell the rows where n is 0."""
+    """[..., n] -> [rows, n]. Where n is 0, reshape(-1, n) could not tell the number of rows."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _like(dy: Any, x: Any) -> Any:
-    """dy in the dtype of x; CuPy's own cast rounds float64 to bfloat16 twice."""
+    """dy in the dtype of x. CuPy's own cast would round float64 to bfloat16 twice."""
     return dy if dy.dtype == x.dtype else rounded(dy, x.dtype)
 
 
 def _on_device(operation: Callable[..., Any]) -> Callable[..., Any]:
-    """On the device of the operation's first array, as CuPy wants it."""
+    """Run the operation on the device of its first array, as CuPy requires."""
 
     @functools.wraps(operation)
     def on_device(first, *arguments):
@@ -85,7 +85,7 @@ def linear_backward(dy, x, weight, bias, act: Activation, values: tuple) -> Line
 
 @_on_device
 def glu_backward(dy, x, weight, bias, act: Activation, values: tuple) -> LinearGrads:
-    """Gradients of `glu` for dy [..., F]; weight's and bias's in the layout in which they came."""
+    """Gradients of `glu` for dy [..., F], with weight's and bias's in the layout of the arguments."""
     return _layer_backward(_rows(dy), x, weight, bias, act, values, True)[0]
 
 
@@ -109,12 +109,12 @@ def gated_mlp_backward(
 
 
 def _pair(value: Any) -> tuple[Any, Any]:
-    """gate's and up's, of one array or None the array and None."""
+    """(gate's, up's) of a pair, else (the array or None, None)."""
     return (value[0], value[1]) if isinstance(value, (tuple, list)) else (value, None)
 
 
 def _product(x, weight):
-    """x Wᵀ for x [M, K] and weight [N, K]: [M, N] in float32, of float64 in float64."""
+    """x Wᵀ [M, N] for x [M, K] and weight [N, K], in float32 (float64 for float64)."""
     if x.dtype in (np.float32, np.float64):
         return x.dot(weight.T)
     import cupy
@@ -122,7 +122,7 @@ def _product(x, weight):
     (m, k), n = x.shape, weight.shape[0]
     z = cupy.zeros((m, n), np.float32)
     if m and n and k:
-        # cuBLAS counts by columns: zᵀ [N, M] = W xᵀ, where a matrix stored by rows is its own transpose.
+        # cuBLAS stores matrices by columns, and reads one stored by rows as its transpose. So it computes zᵀ [N, M] = W xᵀ.
         cuda, one, zero = cupy.cuda, np.array(1.0, np.float32), np.array(0.0, np.float32)
         kind = cuda.runtime.CUDA_R_16F if x.dtype == np.float16 else cuda.runtime.CUDA_R_16BF
         (weight, ldw, weight_by_rows), (x, ldx, x_by_rows) = _stored(weight), _stored(x)
@@ -136,13 +136,13 @@ def _product(x, weight):
 
 
 def _stored(matrix) -> tuple[Any, int, bool]:
-    """(the matrix or a copy, the distance of its rows or columns, whether it is stored row by row and not column by column)."""
+    """(the matrix or a copy, the stride of its rows or columns, True if it is stored row by row, False if column by column)."""
     found = stored(matrix.shape, cupy_library().strides(matrix))
     return (matrix, *found) if found else (_contiguous(matrix), matrix.shape[1], True)
 
 
 def _preactivation(x, weight, bias, gated: bool) -> Matrices:
-    """x Wᵀ for x [M, K], with the bias that is yet to be added."""
+    """x Wᵀ for x [M, K], and the bias that is yet to be added."""
     gate_bias, up_bias = (None if b is None else _contiguous(b) for b in _pair(bias))
     if isinstance(weight, (tuple, list)):
         return Matrices(_product(x, weight[0]), _product(x, weight[1]), gate_bias, up_bias)
@@ -167,15 +167,15 @@ def _layer(x, weight, bias, act: Activation, values: tuple, gated: bool):
     return y.reshape(*x.shape[:-1], y.shape[1])
 
 
-def _by_epilogue(x, weight, bias, act: Activation, keep: bool = False):
-    """(y [M, N], what backward needs if `keep`), or None where cuBLASLt does not serve."""
-    return epilogues.forward(cupy_library(), _rows(x), weight, None if bias is None else _contiguous(bias), act, keep)
+def _by_epilogue(x, weight, bias, act: Activation, save: bool = False):
+    """(y [M, N], the tensor that backward needs if `save`, else None), or None where cuBLASLt does not serve."""
+    return epilogues.forward(cupy_library(), _rows(x), weight, None if bias is None else _contiguous(bias), act, save)
 
 
 def _layer_backward(
     dy, x, weight, bias, act: Activation, values: tuple, gated: bool, emit: bool = False
 ) -> tuple[LinearGrads, Any]:
-    """(gradients for dy [M, N], h = act(z) [M, N] where it is to be emitted)."""
+    """(gradients for dy [M, N], h = act(z) [M, N] if `emit`, else None)."""
     learned = [name for name, value in zip(act.params, values, strict=True) if not isinstance(value, float)]
     if len(learned) > 1:
         raise ValueError(
@@ -204,7 +204,7 @@ def _layer_backward(
 
 
 def _param_gradient(dparam, value):
-    """A learnable array's gradient from that of each column [N]."""
+    """A learnable array's gradient, from the gradient by column [N]."""
     return rounded((dparam.sum() if value.size == 1 else dparam).reshape(value.shape), value.dtype)
 
 
@@ -223,10 +223,10 @@ def _hidden_by_epilogue(dy, x, weight, bias, down_weight, act: Activation) -> tu
     """(gradients of the hidden layer, h), or None where cuBLASLt does not serve."""
     if not epilogues.serves(cupy_library(), x, act, backward=True):
         return None
-    if x.dtype == np.float16 and act.saves(()) == "input":  # it would keep z in float16, where z may overflow
+    if x.dtype == np.float16 and act.saves(()) == "input":  # cuBLASLt would keep z in float16, where it may overflow
         return None
-    kept = _by_epilogue(x, weight, bias, act, keep=True)
-    found = kept and epilogues.backward(cupy_library(), dy, down_weight, kept[1], act, bias is not None)
+    kept = _by_epilogue(x, weight, bias, act, save=True)
+    found = epilogues.backward(cupy_library(), dy, down_weight, kept[1], act, bias is not None) if kept else None
     if not found:
         return None
     dz, db = found

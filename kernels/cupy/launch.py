@@ -12,17 +12,17 @@ from ..catalogue import ACTIVATIONS, Keep, formulas
 from .source import source
 
 WIDTH = 8
-"""Columns of a thread, as in pointwise.cu."""
+"""Columns per thread, as in pointwise.cu."""
 BLOCK = 256
-"""Threads of a block."""
+"""Threads per block."""
 
 
 class Library(NamedTuple):
-    """What the launchers ask of the library that the arrays are from.
+    """The functions that the launchers need of the arrays' library.
 
-    strides are a matrix's, in elements; dense_rows gives a matrix with columns of stride 1. `real(array, like)` is the array, contiguous,
-    in the arithmetic of like's kernels (float32, of float64 itself); `empty(like, shape, real)` fresh memory in like's dtype or that one.
-    Within on_device(array) launches go to its device and the library's current stream.
+    `strides(matrix)` are counted in elements. `dense_rows(matrix)` has columns of stride 1. `real(array, like)` is the array, contiguous,
+    in the dtype in which like's kernels compute: float32, or float64 for float64. `empty(like, shape, real)` is fresh memory in that dtype
+    if real, else in like's. Within `on_device(array)`, launches go to the array's device and the library's current stream.
     """
 
     pointer: Callable[[Any], int]
@@ -35,7 +35,7 @@ class Library(NamedTuple):
 
 @functools.cache
 def cupy_library() -> Library:
-    """CuPy's arrays."""
+    """The library of CuPy's arrays."""
     import cupy
 
     def real(array: Any) -> Any:
@@ -52,9 +52,9 @@ def cupy_library() -> Library:
 
 
 class Matrices(NamedTuple):
-    """gate and up of a gated layer, or z and None, with the biases that the product does not hold yet. One row stride.
+    """gate and up of a gated layer, or z and None, and the biases that are yet to be added. z and up have the same row stride.
 
-    z and up are of the dtype of y and dy, or float32.
+    They are in the dtype of y and dy, or in float32.
     """
 
     z: Any
@@ -64,7 +64,7 @@ class Matrices(NamedTuple):
 
 
 def forward(library: Library, z: Matrices, y: Any, signs: Any, applied: Applied) -> None:
-    """Write dropout(act(z + bias)) to y [M, N], which may be z, and to signs uint8 [M, ⌈N/8⌉] whether act(...) > 0, unless None."""
+    """Write dropout(act(z + bias)) to y [M, N], which may be z, and the bits of act(...) > 0 to signs, uint8 [M, ⌈N/8⌉], unless None."""
     m, n = y.shape
     if not (m and n):
         return
@@ -77,7 +77,7 @@ def forward(library: Library, z: Matrices, y: Any, signs: Any, applied: Applied)
 
 
 class Gradients(NamedTuple):
-    """What `backward` writes or returns; None for what is not wanted. dz and dup [M, N] have one row stride, h is contiguous."""
+    """The results of `backward`; None where not needed. dz and dup [M, N] have the same row stride, h is contiguous."""
 
     dz: Any = None
     dup: Any = None
@@ -89,10 +89,11 @@ class Gradients(NamedTuple):
 def backward(
     library: Library, dy: Any, z: Matrices, signs: Any, keep: Keep, applied: Applied, into: Gradients, needs: Needs
 ) -> Gradients:  # fmt: skip
-    """dz = dropout(dy) ⊙ act'(z + bias) into `into`, with up both operands', and h = dropout(act(z + bias)); dz may be dy [M, N].
+    """Write dz = dropout(dy) ⊙ act'(z + bias), with `up` also dup, and h = dropout(act(z + bias)) to `into`. dz may be dy [M, N].
 
-    z: what was kept: z ("input"), y ("output"), or in its place the signs that `forward` wrote ("sign"). dz and h are wanted where `into`
-    has them, the sums over rows where `needs` says so, float32 (float64 of float64): dbias [N], [2N] of a gated layer, and dparam [N].
+    z is the kept z ("input") or y ("output"); for "sign" it is None, and signs are those that `forward` wrote. dz, dup and h are computed
+    where `into` has them. The sums over rows are computed where `needs` says so, in float32 (float64 for float64): dbias [N], or [2N] of a
+    gated layer, and dparam [N].
     """
     m, n = dy.shape
     gated = z.up is not None
@@ -100,7 +101,7 @@ def backward(
     width = 2 * n if gated else n
 
     def sums(rows: int) -> tuple[Any, Any]:
-        """What so many rows of threads add up."""
+        """Memory for the sums (dbias, dparam) of that many rows of threads."""
         dbias = library.empty(dy, (rows, width), True) if needs.dbias else None
         return dbias, library.empty(dy, (rows, n), True) if needs.dparam else None
 
@@ -121,7 +122,7 @@ def backward(
 
 
 def mask(library: Library, factors: Any, dropout: Any) -> None:
-    """Write to factors [M, N], float32, what `forward` multiplies by."""
+    """Write the factors of the dropout of `forward` to factors [M, N], float32."""
     m, n = factors.shape
     if m and n:
         identity = Applied(ACTIVATIONS["identity"])
@@ -133,7 +134,7 @@ def mask(library: Library, factors: Any, dropout: Any) -> None:
 
 
 def _launch(library: Library, kernel, geometry, like, operands, sizes, matrices, applied: Applied) -> None:
-    """Launch the kernel, by 16-byte vectors where all matrices allow it."""
+    """Launch the kernel, with 16-byte vectors where all matrices allow them."""
     real = np.float64 if dtype_of(like) == "float64" else np.float32
     vector = all(
         library.pointer(t) % 16 == 0 and (t.shape[0] == 1 or library.strides(t)[0] * t.itemsize % 16 == 0)
@@ -163,8 +164,9 @@ def _pointer(library: Library, array: Any) -> np.uint64:
 
 
 def _geometry(kernel: Any, m: int, n: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(grid, block) for the current device: threads along the columns' groups in x, along the rows in y; the grid the other way round,
-    since rows are many. No more rows of blocks than run at a time: further rows are a thread's next ones, and its sums are few.
+    """(grid, block) for the current device. A block runs along the groups of columns in x and along the rows in y. The grid has them the
+    other way round, since rows are many. It has no more blocks than run at a time: threads loop over further rows, so that there are few
+    rows of sums.
     """
     import cupy
 
@@ -178,7 +180,7 @@ def _geometry(kernel: Any, m: int, n: int) -> tuple[tuple[int, int], tuple[int, 
 
 @functools.cache
 def _blocks(kernel: Any, device: int) -> int:
-    """As many of the kernel's as that device, which is the current one, runs at a time."""
+    """The number of the kernel's blocks that the device, which is the current one, runs at a time."""
     import cupy
 
     at_a_time = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(kernel.kernel.ptr, BLOCK, 0)
@@ -199,7 +201,7 @@ def _kernel(name: str, like: Any, z: Matrices, applied: Applied, functions: dict
 
 @functools.cache
 def compiled(code: str, name: str) -> Any:
-    """The kernel of that name: callable(grid, block, arguments). CuPy compiles it for each device, and keeps it on disk."""
+    """The kernel of that name: callable(grid, block, arguments). CuPy compiles it for each device and caches it on disk."""
     import cupy
 
     return cupy.RawModule(code=code, options=("-std=c++17",)).get_function(name)

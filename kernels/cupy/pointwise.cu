@@ -1,15 +1,16 @@
 // The pointwise kernels, beside products that cuBLAS computes: y = act(z) forward, dz = dy * act'(z) backward.
 //
-// source.py puts in front of this file what one activation and dtype are:
-//   HALF, BFLOAT16, SINGLE or DOUBLE   how the arrays are stored; WIDE: what was kept in the kernels' arithmetic
+// source.py puts the definitions for one activation and dtype in front of this file:
+//   HALF, BFLOAT16, SINGLE or DOUBLE   the dtype of the arrays; WIDE: z, up and saved are in the kernels' arithmetic instead
 //   GATED or PAIR                      y = value(z) * up, or y = value(z, up); neither: y = value(z)
 //   BACKWARD, LEARNED                  the derivative kernel, and with it the gradient of the parameter that is an array
 //   REALS, PARAMETERS                  the activation's parameters in a formula's declaration and in a kernel's
-//   LOAD_PARAMETERS, VALUES            load those that are arrays, for a group of columns; the values of all in its column `i`
-// and behind it the formulas `value`, and in backward `grad`, `grad_up` (of a pair) and `grad_param` (LEARNED).
+//   LOAD_PARAMETERS, VALUES            load the parameters that are arrays, for a group of columns; the values of all in column `i` of it
+// Behind this file it puts the formulas: `value`, and in backward `grad`, `grad_up` (for a pair) and `grad_param` (LEARNED).
 //
 // A thread takes WIDTH neighbouring columns of every n-th row: a byte of signs, two draws of Philox, 16-byte vectors in every dtype.
-// Optional operands are null pointers. No atomics: a thread's column sums are a row of their own, which the caller adds up.
+// Absent operands are null pointers. No atomics are needed: each thread writes its column sums to a row of its own, and the caller adds the
+// rows up.
 
 typedef long long offset;
 #ifdef DOUBLE
@@ -35,7 +36,7 @@ typedef T Z;
 #define PACK(E) (16 / (int)sizeof(E))
 #define EACH_COLUMN _Pragma("unroll") for (int i = 0; i < WIDTH; i++)
 
-// The primitives of vocabulary.py, and those of approximations.py, from which results in 16 bits have fast ones.
+// The primitives of vocabulary.py, and those of approximations.py, which makes fast ones of them for results in 16 bits.
 
 INLINE real absolute_(real x) { return MATH(fabs)(x); }
 INLINE real exp_(real x) { return MATH(exp)(x); }
@@ -81,8 +82,8 @@ INLINE real grad_param(real REALS);
 #endif
 #endif
 
-// Storage: float16 by the instructions that every chip has (its header is not always where NVRTC looks), bfloat16 by its bits where its
-// instruction is not, before sm_80; both round to nearest even.
+// Conversions to and from storage; both dtypes round to nearest even. float16 uses the instructions that every chip has, because its header
+// is not always where NVRTC looks. bfloat16 has an instruction from sm_80 on, and is converted by its bits before.
 
 #ifdef __CUDACC__
 INLINE float half_to_float(unsigned short x) {
@@ -123,7 +124,7 @@ INLINE T rounded(real x) {
 #endif
 }
 
-// WIDTH elements from p on, of which `count` are there; the others are 0. vector: p is a multiple of 16 bytes.
+// Load WIDTH elements from p on. Only `count` of them exist; the others are 0. vector: p is a multiple of 16 bytes.
 template <class E>
 INLINE void load(const E* p, int count, bool vector, real* x) {
   if (vector && count == WIDTH) {
@@ -153,15 +154,15 @@ INLINE void store(T* p, int count, bool vector, const real* x) {
   }
 }
 
-// What was kept for backward: an infinity of float16 is the largest number. z may have overflowed in its rounding where y, of the z before
-// it, had not, and inf * 0 would be a gradient of NaN.
+// In a kept z, float16's infinity becomes its largest number: z may have overflowed in its rounding where y, computed from the unrounded z,
+// did not, and a gradient of inf * 0 would be NaN.
 INLINE void saturate(real* z) {
 #if defined(HALF) && !defined(WIDE)
   EACH_COLUMN z[i] = minimum_(maximum_(z[i], (real)-65504), (real)65504);
 #endif
 }
 
-// A parameter that is an array, of one element (stride 0) or one per column, in the WIDTH columns from col on.
+// Load a parameter that is an array, of one element (stride 0) or one per column, for the WIDTH columns from col on.
 INLINE void load_parameter(const real* array, offset stride, offset col, int count, real* x) {
   EACH_COLUMN x[i] = i < count ? array[(col + i) * stride] : (real)0;
 }
@@ -169,9 +170,9 @@ INLINE void load_parameter(const real* array, offset stride, offset col, int cou
 // z += bias, where there is one.
 INLINE void add_bias(const real* bias, real* z) { EACH_COLUMN z[i] += bias[i]; }
 
-// Dropout: the bits of WIDTH columns, 1 where an element is kept. As in triton/dropout.py, backward draws forward's mask: 32 random bits
-// of Philox4x32-7 (Salmon et al. 2011, doi:10.1145/2063384.2063405) with the counter (column / 4, row), as a signed number, reach the
-// threshold.
+// Draw dropout's mask for WIDTH columns, one bit each: 1 where the element stays. It stays where its 32 random bits, as a signed number,
+// reach the threshold. They come from Philox4x32-7 (Salmon et al. 2011, doi:10.1145/2063384.2063405) with the counter (column / 4, row), as
+// in triton/dropout.py, so backward draws forward's mask.
 INLINE unsigned drawn(const offset* seed, offset threshold, offset row, offset group) {
   unsigned kept = 0;
 #pragma unroll
@@ -196,7 +197,7 @@ INLINE unsigned drawn(const offset* seed, offset threshold, offset row, offset g
 
 INLINE void drop(unsigned kept, real scale, real* x) { EACH_COLUMN x[i] = kept >> i & 1 ? x[i] * scale : (real)0; }
 
-// What gating does to a formula, in column `i` of the thread's group.
+// The formulas with gating, in column `i` of the thread's group.
 #if defined(PAIR)
 #define ACTIVATED(z, up) value(z, up VALUES)
 #define DZ(dy, z, up) (dy * grad(z, up VALUES))
@@ -213,7 +214,7 @@ INLINE void drop(unsigned kept, real scale, real* x) { EACH_COLUMN x[i] = kept >
 #define DPARAM(dy, z, up) (dy * grad_param(z VALUES))
 #endif
 
-// Rows and groups of columns that are this thread's.
+// The rows and groups of columns of this thread.
 #define FIRST_ROW (blockIdx.x * (offset)blockDim.y + threadIdx.y)
 #define ROW_STEP (gridDim.x * (offset)blockDim.y)
 #define EACH_GROUP \
@@ -222,7 +223,7 @@ INLINE void drop(unsigned kept, real scale, real* x) { EACH_COLUMN x[i] = kept >
 
 #ifndef BACKWARD
 
-// y [M, N] = dropout(act(z + bias)), signs whether act(...) > 0, eight columns a byte. y may be z. up: gate and up of a gated layer.
+// y [M, N] = dropout(act(z + bias)), signs = act(...) > 0, eight columns to a byte. y may be z. In a gated layer z is gate, beside up.
 extern "C" __global__ void act_fwd(
     const Z* z_ptr, const Z* up_ptr, const T* bias_ptr, const T* up_bias_ptr, T* y_ptr, unsigned char* signs_ptr, const offset* seed,
     offset threshold, real scale, offset M, offset N, offset stride_z, offset stride_y, offset vector PARAMETERS) {
@@ -265,9 +266,9 @@ extern "C" __global__ void dropout_mask(real* mask, const offset* seed, offset t
 
 #else
 
-// dz [M, N] = dropout(dy) * act'(saved + bias), with `up` the gradients of both operands, h [M, N] = dropout(act(saved + bias)); signs in
-// place of saved stand for 1 and 0. dz may be dy. Sums over this thread's rows go to its row of [threads along rows, ...]: dbias and
-// dup_bias of row stride stride_sum, dparam of row stride N.
+// dz [M, N] = dropout(dy) * act'(saved + bias), with `up` also dup, and h [M, N] = dropout(act(saved + bias)). Signs in place of saved
+// stand for 1 and 0. dz may be dy. Sums over this thread's rows go to its row of [threads along rows, ...]: dbias and dup_bias have row
+// stride stride_sum, dparam has N.
 extern "C" __global__ void act_bwd(
     const T* dy_ptr, const Z* saved_ptr, const Z* up_ptr, const T* bias_ptr, const T* up_bias_ptr, const unsigned char* signs_ptr,
     T* dz_ptr, T* dup_ptr, T* h_ptr, real* dbias_ptr, real* dup_bias_ptr, real* dparam_ptr, const offset* seed, offset threshold,

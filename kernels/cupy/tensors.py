@@ -1,8 +1,7 @@
-"""Torch tensors on the CuPy kernels: what the autograd operations ask of a backend. Products are torch's own, or
-cuBLASLt's with an epilogue.
+"""The functions that the autograd operations need of a backend, on the CuPy kernels. Products are torch's own, or cuBLASLt's with an
+epilogue.
 
-Kernels take the tensors' own memory by pointer. (By DLPack they would be CuPy arrays first, for bfloat16 of a dtype that CuPy has with
-ml_dtypes alone.)
+Kernels take torch tensors by pointer. DLPack would make CuPy arrays of them first, and CuPy has bfloat16 only with ml_dtypes.
 """
 
 from collections.abc import Iterator
@@ -22,12 +21,12 @@ from . import missing as _missing
 
 @torch.compiler.assume_constant_result
 def missing() -> str | None:
-    """Why no kernel can run here, or None."""
+    """The reason why no kernel can run here, or None."""
     return _missing()
 
 
 def refusal(x: Tensor, weight: Any) -> str | None:
-    """Why the kernels do not serve x with this weight (or pair of weights), or None where they do."""
+    """The reason why the kernels do not serve x with this weight (or pair of weights), or None where they do."""
     if x.device.type != "cuda":
         return f"{x.device.type} tensors run plain torch operations"
     return missing() or tensor_refusal(x, weight)
@@ -35,7 +34,7 @@ def refusal(x: Tensor, weight: Any) -> str | None:
 
 @contextmanager
 def _on_device(x: Tensor) -> Iterator[None]:
-    """CuPy launches on its current device and stream: those of x and of torch."""
+    """Make the device of x and torch's stream CuPy's current ones, on which it launches."""
     import cupy
 
     stream = _Stream(torch.cuda.current_stream(x.device).cuda_stream)
@@ -44,7 +43,7 @@ def _on_device(x: Tensor) -> Iterator[None]:
 
 
 class _Stream:
-    """A stream by CUDA's protocol, which torch's own follow from 2.12 on."""
+    """A stream that follows CUDA's protocol, as torch's own do from 2.12 on."""
 
     def __init__(self, pointer: int) -> None:
         self.pointer = pointer
@@ -68,29 +67,29 @@ TORCH = launch.Library(
 
 
 def linear_fwd(layer: Layer, applied: Applied, keep: Keep) -> tuple[Tensor, Tensor | None]:
-    """(y [..., N], what to keep of it for backward beside y), as of the Triton kernels."""
+    """(y [..., N], the tensor to keep for backward beside y), as Triton's linear_fwd."""
     return _fwd_by_epilogue(layer, applied, keep) or unfused_fwd(layer, applied, keep, act_fwd)
 
 
 def _fwd_by_epilogue(layer: Layer, applied: Applied, keep: Keep) -> tuple[Tensor, Tensor | None] | None:
-    """The same where cuBLASLt serves, else None."""
+    """The results of linear_fwd where cuBLASLt serves, else None."""
     x, weight, _, bias, *_ = layer.in_rows(False)
     act, n, keeps_z = applied.act, weight.shape[0], keep == "input"
     if applied.gated or applied.dropout or keep == "sign" or (keeps_z and not _keeps_z(x, act, n)):
         return None
     found = epilogues.forward(TORCH, x, weight, bias, act, keeps_z)
-    return found and (found[0].view(*layer.x.shape[:-1], n), found[1])
+    return (found[0].view(*layer.x.shape[:-1], n), found[1]) if found else None
 
 
 def _keeps_z(like: Tensor, act: Activation, n: int) -> bool:
-    """Whether cuBLASLt keeps z and nothing beside it, and derives by it. Not in float16, where z may have overflowed: it would find NaN."""
+    """True if cuBLASLt keeps z alone and can derive by it. In float16 it cannot: z may have overflowed, and the derivative would be NaN."""
     return like.dtype != torch.float16 and epilogues.keeps_z(act, n)
 
 
 def linear_dact(
     dy: Tensor, weight: Tensor, saved: Tensor, keep: Keep, applied: Applied, needs: Needs
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """(dz [M, F], h [M, F], dbias float32 [F], dparam float32 [F]) for dy [M, N] and the down weight [N, F], as of the Triton kernels."""
+    """(dz [M, F], h [M, F], dbias float32 [F], dparam float32 [F]) for dy [M, N] and the down weight [N, F], as Triton's linear_dact."""
     act, _, gated, dropout = applied
     if not (gated or dropout) and saved.is_contiguous() and _keeps_z(dy, act, saved.shape[1]):
         found = epilogues.backward(TORCH, dy, weight, saved, act, needs.dbias)
@@ -104,16 +103,16 @@ def linear_dact(
 
 
 def act_fwd(z: Tensor, y: Tensor, signs: Tensor | None, applied: Applied) -> None:
-    """Write dropout(act(z)) to y [M, N], as of the Triton kernels."""
+    """Write dropout(act(z)) to y [M, N] and act(z) > 0 to signs, as the Triton kernels do."""
     launch.forward(TORCH, launch.Matrices(*halves(z, y.shape[1], applied.gated)), y, signs, applied)
 
 
 def act_bwd(
     dy: Tensor, saved: Tensor, keep: Keep, applied: Applied, needs: Needs, dz: Tensor | None = None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """(dz, h, dbias float32, dparam float32) for dy [M, N] and saved z ("input"), y ("output") or signs ("sign"), as the Triton kernels."""
+    """(dz, h, dbias float32, dparam float32) for dy [M, N] and saved z ("input"), y ("output") or signs ("sign"), as Triton's act_bwd."""
     (m, n), gated = dy.shape, applied.gated
-    saved = saved.contiguous()  # what a user's hooks give back may not be
+    saved = saved.contiguous()  # a user's hooks may give back another layout
     if dz is None and needs.dz:
         dz = dy.new_empty(m, 2 * n if gated else n)
     matrix, signs = (None, saved) if keep == "sign" else (saved, None)

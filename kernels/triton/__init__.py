@@ -1,4 +1,4 @@
-"""The Triton backend. This file imports neither Triton nor a kernel: it says whether the kernels serve some tensors."""
+"""The Triton backend. This file imports neither Triton nor a kernel: it says whether the kernels serve given tensors."""
 
 import importlib.metadata
 import importlib.util
@@ -13,7 +13,7 @@ INTERPRET = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes
 
 
 def missing() -> str | None:
-    """Why no kernel can run in this process at all, or None."""
+    """The reason why no kernel can run in this process at all, or None."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if torch.version.hip is not None:
@@ -22,7 +22,7 @@ def missing() -> str | None:
 
 
 def interpreter_refusal() -> str | None:
-    """Why Triton's interpreter does not work here, or None: before 3.7 it makes Python numbers of arrays, which NumPy 2.4 forbids."""
+    """The reason why Triton's interpreter does not work here, or None. Before 3.7 it turns arrays into numbers, as NumPy 2.4 forbids."""
     triton, numpy = release("triton"), release("numpy")
     if triton and numpy and triton < (3, 7) and numpy >= (2, 4):
         found = "the interpreter of Triton {}.{} does not work with NumPy {}.{}".format(*triton, *numpy)
@@ -42,7 +42,7 @@ _MISSING = missing()
 
 
 def refusal(x: torch.Tensor, weight: Any) -> str | None:
-    """Why the kernels do not serve x with this weight (or pair of weights), or None where they do."""
+    """The reason why the kernels do not serve x with this weight (or pair of weights), or None where they do."""
     if _MISSING:
         return _MISSING
     device = x.device

@@ -1,7 +1,7 @@
 """The MLP's backward: dz = (dy W₂) ⊙ act'(z), with the derivative in the epilogue of the product.
 
-The epilogue re-emits h = act(z), so that forward need not keep it for dW₂ = dyᵀ h, and sums dz over a tile's rows for the bias's
-gradient. Two kernels and a rule for arguments' names, as in linear.py.
+The epilogue computes h = act(z) again, so that forward need not keep it for dW₂ = dyᵀ h, and sums dz over a tile's rows for the bias's
+gradient. As in linear.py there are two kernels, and no kernel argument may be called `params`.
 """
 
 import torch
@@ -37,9 +37,9 @@ def linear_dact_kernel(
     PARAM_STRIDES: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    """What finish_backward writes for dh [M, N] = dy [M, K] weight [K, N]. One tile per program.
+    """Write the results of finish_backward for dh [M, N] = dy [M, K] weight [K, N], one tile per program.
 
-    The epilogue goes in column pieces: in one it would hold five tiles and spill.
+    The epilogue works in column pieces: on a whole tile it would hold five tiles and spill registers.
     """
     tile_m, tile_n = tile_position(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -73,7 +73,7 @@ def linear_dact_tma_kernel(
     PARAM_STRIDES: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    """The same by tensor descriptors, persistent as linear_fwd_tma_kernel is."""
+    """linear_dact_kernel by tensor descriptors, persistent as linear_fwd_tma_kernel is."""
     count = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), count, tl.num_programs(0), flatten=True):
         tile_m, tile_n = tile_position(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
@@ -95,10 +95,10 @@ def linear_dact(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """(dz [M, F], h [M, F], dbias float32 [F], dparam float32 [F]) for dy [M, N] and the down weight [N, F].
 
-    saved is what linear_fwd kept, by the same word `keep`: z ("input"), y ("output") or signs ("sign"); gated: gate|up [M, 2F], and so are
-    dz and dbias. dz is always computed; h follows from "input" alone.
+    saved is the tensor that forward kept with the same `keep`: z ("input"), y ("output") or signs ("sign"). Where gated, z and dz are
+    gate|up [M, 2F], and dbias is [2F]. dz is always computed. h can be computed from z only.
     """
-    saved = saved.contiguous()  # what a user's hooks give back may not be
+    saved = saved.contiguous()  # a user's hooks may give back another layout
     if choice is None:
         choice = choose(_problem(dy, weight, saved, keep, applied, needs.h), machine(dy))
     call = dy, weight, saved, keep, applied, needs

@@ -1,6 +1,6 @@
-"""The epilogue of a product: what it takes beside the product, and what it does with a tile of it. The kernels bring tiles and a schedule.
+"""The epilogue of a product: its operands, and its work on one tile of the product. The kernels bring tiles and a schedule.
 
-`finish` is forward's, `finish_backward` that of an MLP's backward. An operand more is a field of `Epilogue` and a line in them.
+`finish` is forward's epilogue, `finish_backward` that of an MLP's backward. Another operand takes a field of `Epilogue` and a line in both.
 """
 
 from typing import Any, NamedTuple
@@ -13,26 +13,26 @@ from .vocabulary import INTERPRETED, maximum, minimum
 
 
 class Epilogue(NamedTuple):
-    """What an epilogue takes beside the product; None where absent. A kernel has it as one argument.
+    """The operands of an epilogue beside the product; None where absent. A kernel takes them as one argument.
 
-    Matrices as large as the result are arguments of their own, pointers or descriptors of the epilogue's tiles: Triton 3.6 and 3.7 compile
-    a kernel that has a descriptor in a tuple, but cannot launch it.
+    Matrices as large as the result are separate arguments, as pointers or as descriptors of the epilogue's tiles. Triton 3.6 and 3.7
+    compile a kernel that has a descriptor in a tuple, but cannot launch it.
     """
 
     bias: Any = None
     up_bias: Any = None
     params: tuple = ()
     dropout: tuple | None = None
-    stride: int = 0  # of the rows of what is kept for backward, z and up
-    signs: Any = None  # a bit of each element of y, kept in place of z
+    stride: int = 0  # the row stride of z and up, as kept for backward
+    signs: Any = None  # one bit for each element of y, kept in place of z
 
 
 class Sums(NamedTuple):
-    """The sums over rows that backward's epilogue writes, float32, a row for each tile; None where absent."""
+    """The float32 sums over rows that backward's epilogue writes, one row of them for each row of tiles; None where absent."""
 
     dbias: Any = None
     dup_bias: Any = None
-    stride: int = 0  # of the rows of these two, and of dz and dup
+    stride: int = 0  # the row stride of these two, and of dz and dup
     dparam: Any = None
 
 
@@ -41,7 +41,7 @@ class Sums(NamedTuple):
 
 @triton.jit
 def tile_position(tile, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
-    """(tile_m, tile_n) of the tile-th tile: GROUP_M rows of tiles are walked column by column, so that both operands stay in L2."""
+    """(tile_m, tile_n) of tile number `tile`. GROUP_M rows of tiles are walked column by column, so that both operands stay in L2."""
     tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     group = tile // (GROUP_M * tiles_n)
     first = group * GROUP_M
@@ -53,7 +53,7 @@ def tile_position(tile, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROU
 @triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """acc + a b in float32."""
-    if INTERPRETED:  # its tl.dot returns garbage on bfloat16, without a message
+    if INTERPRETED:  # the interpreter's tl.dot returns garbage on bfloat16, without a message
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
     else:
         return tl.dot(a, b, acc, input_precision=PRECISION)
@@ -61,7 +61,7 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def column_pieces(z, PIECES: tl.constexpr):
-    """z [rows, cols] as a tuple of PIECES (a power of two) column blocks: an epilogue in pieces needs a piece's registers."""
+    """z [rows, cols] as a tuple of PIECES (a power of two) column blocks, so that an epilogue needs registers for one piece only."""
     if PIECES == 1:
         return (z,)
     else:
@@ -74,7 +74,7 @@ def column_pieces(z, PIECES: tl.constexpr):
 
 @triton.jit
 def rounded(x, dtype: tl.constexpr):
-    """float32 x in `dtype`, to nearest even."""
+    """float32 x rounded to `dtype`, to nearest even."""
     if INTERPRETED and dtype == tl.bfloat16:  # the interpreter's own conversion truncates
         bits = x.to(tl.int32, bitcast=True)
         nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
@@ -85,8 +85,8 @@ def rounded(x, dtype: tl.constexpr):
 
 @triton.jit
 def widened(saved):
-    """What was kept for backward, as float32. An infinity of float16 is the largest number: z may have overflowed in its rounding
-    where y, of the z before it, had not, and inf · 0 would be a gradient of NaN.
+    """The kept tensor in float32. float16's infinity becomes its largest number: z may have overflowed in its rounding where y, computed
+    from the unrounded z, did not, and a gradient of inf · 0 would be NaN.
     """
     wide = saved.to(tl.float32)
     if saved.dtype == tl.float16:
@@ -97,7 +97,7 @@ def widened(saved):
 
 @triton.jit
 def load_params(params, cols, N, PARAM_STRIDES: tl.constexpr):
-    """The activation's parameters: a number as it is (stride None), a tensor as a float32 row over the columns (stride 0 or 1)."""
+    """Load the activation's parameters: a number as it is (stride None), a tensor as a float32 row over the columns (stride 0 or 1)."""
     values = ()
     for i in tl.static_range(len(PARAM_STRIDES)):
         if PARAM_STRIDES[i] is None:
@@ -130,7 +130,7 @@ def activate(z, up, values, value: tl.constexpr, GATED: tl.constexpr):
 
 @triton.jit
 def z_gradient(dy, z, up, values, grad: tl.constexpr, grad_up: tl.constexpr):
-    """dz of y = activate(z, up): of a pair by `grad`, of a gated activation (grad_up None) by the product rule."""
+    """dz of y = activate(z, up): for a pair by `grad`, for a gated activation (grad_up None) by the product rule."""
     if up is None:
         return dy * grad(z, *values)
     elif grad_up is None:
@@ -161,7 +161,7 @@ def param_gradient(dy, z, up, values, grad_param: tl.constexpr, GATED: tl.conste
 
 @triton.jit
 def store_signs(signs_ptr, y, row, col, M, N):
-    """y > 0, a bit per element: eight columns a byte, the first in its lowest bit. col is a multiple of 8."""
+    """Store y > 0, one bit per element: eight columns to a byte, the first in its lowest bit. col is a multiple of 8."""
     rows = (row + tl.arange(0, y.shape[0]))[:, None]
     bytes_ = (col // 8 + tl.arange(0, y.shape[1] // 8))[None, :]
     bits = (y > 0.0).to(tl.int32).reshape(y.shape[0], y.shape[1] // 8, 8) << tl.arange(0, 8)[None, None, :]
@@ -171,7 +171,7 @@ def store_signs(signs_ptr, y, row, col, M, N):
 
 @triton.jit
 def load_signs(signs_ptr, row, col, M, N, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """What store_signs stored, as 1.0 and 0.0."""
+    """Load the bits that store_signs stored, as 1.0 and 0.0."""
     rows, cols = row + tl.arange(0, ROWS), col + tl.arange(0, COLS)
     mask = (rows < M)[:, None] & (cols < N)[None, :]
     packed = tl.load(signs_ptr + rows.to(tl.int64)[:, None] * tl.cdiv(N, 8) + (cols // 8)[None, :], mask=mask, other=0)
@@ -180,7 +180,7 @@ def load_signs(signs_ptr, row, col, M, N, ROWS: tl.constexpr, COLS: tl.constexpr
 
 @triton.jit
 def load_tile(matrix, stride, row, col, M, N, ROWS: tl.constexpr, COLS: tl.constexpr, TMA: tl.constexpr):
-    """[ROWS, COLS] of a matrix [M, N] from (row, col) on, 0 beyond it."""
+    """Load the tile [ROWS, COLS] of a matrix [M, N] from (row, col) on, 0 beyond the matrix."""
     if TMA:
         return matrix.load([row, col])
     else:
@@ -192,7 +192,7 @@ def load_tile(matrix, stride, row, col, M, N, ROWS: tl.constexpr, COLS: tl.const
 
 @triton.jit
 def store_tile(matrix, stride, x, row, col, M, N, TMA: tl.constexpr):
-    """Write float32 x to a matrix [M, N] from (row, col) on, in its dtype."""
+    """Write float32 x to a matrix [M, N] from (row, col) on, in the matrix's dtype."""
     if TMA:
         matrix.store([row, col], rounded(x, matrix.dtype))
     else:
@@ -204,7 +204,7 @@ def store_tile(matrix, stride, x, row, col, M, N, TMA: tl.constexpr):
 
 @triton.jit
 def load_saved(z, epilogue, row, col, M, N, ROWS: tl.constexpr, COLS: tl.constexpr, TMA: tl.constexpr):
-    """What was kept for backward of a tile, float32: of a matrix z, or the signs in its place."""
+    """Load a tile of the kept tensor in float32: of the matrix z (or y), or of the signs in its place."""
     if epilogue.signs is not None:
         return load_signs(epilogue.signs, row, col, M, N, ROWS, COLS)
     else:
@@ -213,7 +213,7 @@ def load_saved(z, epilogue, row, col, M, N, ROWS: tl.constexpr, COLS: tl.constex
 
 @triton.jit
 def store_sum(sums, stride, x, tile_m, row, col, M, N):
-    """The float32 column sums of a tile x as row tile_m of [tiles_m, N], so that no atomics are needed; nothing where None."""
+    """Write the float32 column sums of a tile x to row tile_m of `sums` [tiles_m, N], unless None. This needs no atomics."""
     if sums is not None:
         rows, cols = row + tl.arange(0, x.shape[0]), col + tl.arange(0, x.shape[1])
         total = tl.sum(tl.where((rows < M)[:, None], x, 0.0), 0)
@@ -225,9 +225,9 @@ def finish(
     z, up, z_kept, up_kept, epilogue, row, col, M, N,
     value: tl.constexpr, GATED: tl.constexpr, PARAM_STRIDES: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """y = dropout(act(z + bias)), with `up` that of both, for a tile of products from (row, col) on.
+    """y = dropout(act(z + bias)), or dropout(act(z + bias, up + up_bias)) with `up`, for a tile of products from (row, col) on.
 
-    On the way the pre-activations go to z_kept and up_kept, and the signs where the epilogue wants them.
+    It also writes the pre-activations to z_kept and up_kept, and the signs of y before dropout to epilogue.signs, unless None.
     """
     cols = col + tl.arange(0, z.shape[1])
     z = add_bias(z, epilogue.bias, cols, N)
@@ -254,8 +254,8 @@ def finish_backward(
     """Write dz = dropout(dh) ⊙ act'(saved), dup, h = dropout(act(saved)) and the sums for a tile of dh from (row, col) on."""
     values = load_params(epilogue.params, col + tl.arange(0, dh.shape[1]), N, PARAM_STRIDES)
     if epilogue.dropout is not None:
-        kept = drawn(epilogue.dropout, row, col, dh.shape[0], dh.shape[1])
-        dh = dropped(dh, kept, epilogue.dropout)
+        stays = drawn(epilogue.dropout, row, col, dh.shape[0], dh.shape[1])
+        dh = dropped(dh, stays, epilogue.dropout)
     z = load_saved(saved, epilogue, row, col, M, N, dh.shape[0], dh.shape[1], TMA)
     up = None
     if up_saved is not None:
@@ -273,5 +273,5 @@ def finish_backward(
     if h is not None:
         result = activate(z, up, values, value, grad_up is None)
         if epilogue.dropout is not None:
-            result = dropped(result, kept, epilogue.dropout)
+            result = dropped(result, stays, epilogue.dropout)
         store_tile(h, N, result, row, col, M, N, TMA)

@@ -1,4 +1,4 @@
-"""What the autograd operations ask of a backend, on the Triton kernels."""
+"""The functions that the autograd operations need of a backend, on the Triton kernels."""
 
 from .dact import linear_dact
 from .dropout import dropout_mask

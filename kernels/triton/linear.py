@@ -1,7 +1,7 @@
 """act(x Wᵀ + b), and with a second weight act(x Gᵀ + bg) ⊙ (x Uᵀ + bu): the forward kernels.
 
-Two kernels compute the same: one loads by tensor descriptors (TMA, sm_90 and newer), one by pointers (everything else).
-No kernel argument may be called `params`: the function that Triton writes to bind a launch's arguments has a variable of that name.
+Two kernels compute it: one loads by tensor descriptors (TMA, sm_90 and newer), one by pointers (everything else).
+No kernel argument may be called `params`: the function that Triton generates to bind a launch's arguments has a variable of that name.
 """
 
 import torch
@@ -28,7 +28,7 @@ def linear_fwd_kernel(
     value: tl.constexpr, GATED: tl.constexpr, PARAM_STRIDES: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    """y [M, N] = finish(x [M, K] weight [N, K]ᵀ), with a second weight that of both products. One tile per program."""
+    """y [M, N] = finish(x [M, K] weight [N, K]ᵀ), one tile per program. With a second weight, finish takes both products."""
     tile_m, tile_n = tile_position(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -37,9 +37,8 @@ def linear_fwd_kernel(
     rows64, cols64, ks64 = rows.to(tl.int64)[:, None], cols.to(tl.int64)[None, :], ks.to(tl.int64)
     x_ptrs = x_ptr + rows64 * stride_xm + ks64[None, :] * stride_xk
     w_ptrs = weight_ptr + cols64 * stride_wn + ks64[:, None] * stride_wk
-    step = tl.full(
-        (), BLOCK_K, tl.int64
-    )  # times a stride: x stored column by column has strides as long as its rows are many
+    # int64, because it is multiplied by a stride, which for x stored column by column is its number of rows.
+    step = tl.full((), BLOCK_K, tl.int64)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if up_ptr is not None:
         u_ptrs = up_ptr + cols64 * stride_un + ks64[:, None] * stride_uk
@@ -75,7 +74,7 @@ def linear_fwd_tma_kernel(
     value: tl.constexpr, GATED: tl.constexpr, PARAM_STRIDES: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    """The same by tensor descriptors, persistent: a program walks over tiles, so the next tile's loads run under this one's epilogue."""
+    """linear_fwd_kernel by tensor descriptors, persistent: a program walks over tiles, so the next tile's loads overlap this epilogue."""
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
         tile_m, tile_n = tile_position(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
@@ -105,9 +104,9 @@ def linear_fwd_tma_kernel(
 def linear_fwd(
     layer: Layer, applied: Applied, keep: Keep, choice: Choice | None = None
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """(y [..., N], what to keep of it for backward beside y).
+    """(y [..., N], the tensor to keep for backward beside y).
 
-    keep "input": z [M, N] or gate|up [M, 2N]; "sign": whether act(z) > 0, bits in uint8 [M, ⌈N/8⌉]; else None.
+    For keep "input" that is z [M, N] or gate|up [M, 2N], for "sign" the bits of act(z) > 0 in uint8 [M, ⌈N/8⌉], else None.
     """
     rows = layer.in_rows(applied.gated)
     if choice is None:
@@ -129,7 +128,7 @@ def _problem(layer: Layer, applied: Applied, keep: Keep) -> Problem:
 
 
 def _fused_fwd(layer: Layer, applied: Applied, keep: Keep, config: Config, y: Tensor) -> Tensor | None:
-    """Write y [M, N]; returns what to keep beside it."""
+    """Write y [M, N], and return the tensor to keep beside it."""
     x, weight, up, bias, up_bias, _ = layer
     (m, n), gated = y.shape, applied.gated
     z = x.new_empty(m, 2 * n if gated else n) if keep == "input" else None

@@ -1,4 +1,4 @@
-"""What every launch of a Triton kernel needs."""
+"""The arguments that launches of the Triton kernels share."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,9 +23,9 @@ def epilogue_of(
     stride: int = 0,
     signs: Tensor | None = None,
 ) -> Epilogue:
-    """The record that kernels take. stride: the distance of the rows of z, kept or to be kept; signs: in its place, packed bits."""
+    """The record that kernels take. stride: the row stride of z, kept or to be kept. signs: packed bits, kept in place of z."""
     params = tuple(v.resolve_neg().contiguous() if isinstance(v, Tensor) else v for v in applied.values)
-    return Epilogue(bias, up_bias, params, applied.dropout and applied.dropout.argument(), stride, signs)
+    return Epilogue(bias, up_bias, params, applied.dropout.argument() if applied.dropout else None, stride, signs)
 
 
 def forward_functions(applied: Applied, dtype: torch.dtype) -> dict[str, Any]:
@@ -39,19 +39,19 @@ def forward_functions(applied: Applied, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def gradient_functions(applied: Applied, dtype: torch.dtype, keep: Keep) -> dict[str, Any]:
-    """The derivative kernels' compile-time arguments for this activation and what was kept."""
+    """The derivative kernels' compile-time arguments for this activation and `keep`."""
     found = formulas(applied.act, applied.values, keep)
-    functions = {name: formula and device_function(formula, dtype) for name, formula in found.items()}
+    functions = {name: device_function(formula, dtype) if formula else None for name, formula in found.items()}
     return {**functions, "PARAM_STRIDES": _param_strides(applied.values)}
 
 
 def _param_strides(values: tuple) -> tuple[int | None, ...]:
-    """The stride of each parameter along the columns, 0 of one element; None of a number."""
+    """The stride of each parameter along the columns: 0 for a tensor of one element, else 1; None for a number."""
     return tuple((0 if v.numel() == 1 else 1) if isinstance(v, Tensor) else None for v in values)
 
 
 def on_device(x: Tensor) -> Any:
-    """Triton launches on the current device; make it that of x."""
+    """Make x's device the current one, on which Triton launches."""
     return torch.cuda.device_of(x)
 
 
@@ -66,14 +66,15 @@ def descriptor(matrix: Tensor | None, block: tuple[int, int]) -> TensorDescripto
 def tile_arguments(
     block: tuple[int, int] | None, *matrices: Tensor | None
 ) -> Sequence[Tensor | TensorDescriptor | None]:
-    """The matrices as an epilogue takes them: as descriptors of blocks of that size, or as they are."""
+    """The matrices as an epilogue takes them: as descriptors of blocks of that size, or unchanged where block is None."""
     return matrices if block is None else [descriptor(matrix, block) for matrix in matrices]
 
 
 def descriptors_serve(*matrices: Tensor | None) -> bool:
-    """Whether the descriptor kernels serve these matrices, the first of them on their chip and in its precision.
+    """True if the descriptor kernels serve these matrices, on the chip and in the precision of the first.
 
-    Tensor descriptors want unit column strides, rows that do not overlap, bases and row strides of 16 bytes, and no empty axis.
+    Tensor descriptors need unit column strides, rows that do not overlap, bases and row strides of a multiple of 16 bytes, and no empty
+    axis.
     """
     first = matrices[0]
     assert first is not None

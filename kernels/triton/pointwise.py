@@ -1,7 +1,7 @@
 """The pointwise kernels, beside products that cuBLAS computes: y = act(z) forward, dz = dy ⊙ act'(z) backward.
 
-A single layer's backward always runs so: fusing the derivative into dx = dz W and dW = dzᵀ x as a prologue would compute it once per tile.
-The other products do where their fused kernel would be slower (dispatch.py).
+A single layer's backward always uses them: as a prologue of dx = dz W and dW = dzᵀ x, the derivative would be computed once per tile. The
+other products use them where their fused kernel would be slower (dispatch.py).
 """
 
 import torch
@@ -36,7 +36,7 @@ def act_fwd_kernel(
     z_ptr, up_ptr, y_ptr, epilogue, M, N, stride_zm,
     value: tl.constexpr, GATED: tl.constexpr, PARAM_STRIDES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """y [M, N] = finish(z), with `up` that of both. y may be z."""
+    """y [M, N] = finish(z), or finish(z, up) in a gated layer. y may be z."""
     row, col = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
     z = load_tile(z_ptr, stride_zm, row, col, M, N, BLOCK_M, BLOCK_N, False).to(tl.float32)
     up = None
@@ -52,10 +52,10 @@ def act_bwd_kernel(
     value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr, grad_param: tl.constexpr,
     PARAM_STRIDES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dz [M, N] = dropout(dy) ⊙ act'(saved), h [M, N] = dropout(act(saved)) unless None, and per program the float32 column sums of dz and
-    of the learnable parameter's gradient. dz may be dy.
+    """Write dz [M, N] = dropout(dy) ⊙ act'(saved), h [M, N] = dropout(act(saved)) unless None, and each program's float32 column sums of
+    dz and of the learnable parameter's gradient. dz may be dy.
 
-    With `up`, the gradients of both operands. Sums land in row program_id(0) of [programs, N] arrays: no atomics.
+    With `up`, also write dup and its sums. Sums go to row program_id(0) of [programs, N] arrays, so that no atomics are needed.
     """
     col = tl.program_id(1) * BLOCK_N
     cols = col + tl.arange(0, BLOCK_N)
@@ -72,8 +72,8 @@ def act_bwd_kernel(
         mask = (rows < M)[:, None] & col_mask[None, :]
         dy = tl.load(dy_ptr + rows64 * stride_dym + cols64 * stride_dyn, mask=mask, other=0.0).to(tl.float32)
         if epilogue.dropout is not None:
-            kept = drawn(epilogue.dropout, row, col, BLOCK_M, BLOCK_N)
-            dy = dropped(dy, kept, epilogue.dropout)
+            stays = drawn(epilogue.dropout, row, col, BLOCK_M, BLOCK_N)
+            dy = dropped(dy, stays, epilogue.dropout)
         saved = load_saved(saved_ptr, epilogue, row, col, M, N, BLOCK_M, BLOCK_N, False)
         up = None
         if up_ptr is not None:
@@ -86,7 +86,7 @@ def act_bwd_kernel(
         if h_ptr is not None:
             h = activate(saved, up, values, value, grad_up is None)
             if epilogue.dropout is not None:
-                h = dropped(h, kept, epilogue.dropout)
+                h = dropped(h, stays, epilogue.dropout)
             store_tile(h_ptr, N, h, row, col, M, N, False)
         if dup_ptr is not None:
             store_tile(dup_ptr, sums.stride, dup, row, col, M, N, False)
@@ -106,7 +106,7 @@ def act_bwd_kernel(
 
 
 def act_fwd(z: Tensor, y: Tensor, signs: Tensor | None, applied: Applied) -> None:
-    """Write dropout(act(z)) to y [M, N], which may be z, and to signs [M, ⌈N/8⌉] whether act(z) > 0. z [M, N], gated: gate|up [M, 2N]."""
+    """Write dropout(act(z)) to y [M, N], which may be z, and act(z) > 0 to signs [M, ⌈N/8⌉]. z is [M, N], gated gate|up [M, 2N]."""
     m, n = y.shape
     if not y.numel():
         return
@@ -123,11 +123,11 @@ def act_bwd(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """(dz, h, dbias float32, dparam float32) for dy [M, N] and saved z ("input"), y ("output") or signs ("sign").
 
-    gated: saved and dz are gate|up [M, 2N], dbias [2N]. dparam is the learnable tensor's gradient, per column: [N]. dz is written to the
-    one given, which may be dy.
+    Where gated, saved and dz are gate|up [M, 2N], and dbias is [2N]. dparam [N] is the learnable tensor's gradient, by column. dz is
+    written to the argument dz where it is given, which may be dy.
     """
     (m, n), gated = dy.shape, applied.gated
-    saved = saved.contiguous()  # what a user's hooks give back may not be
+    saved = saved.contiguous()  # a user's hooks may give back another layout
     width = 2 * n if gated else n
     programs, rows_per_program = _row_programs(m, n, machine(dy).processors)
     if dz is None and needs.dz:
@@ -148,8 +148,8 @@ def act_bwd(
 
 
 def _row_programs(m: int, n: int, processors: int) -> tuple[int, int]:
-    """(programs along the rows, rows of each): enough to fill the chip, few enough that their partial sums stay small."""
+    """(programs along the rows, rows of each): enough programs to fill the chip, few enough that their partial sums stay small."""
     blocks = triton.cdiv(m, POINTWISE["BLOCK_M"])
-    wanted = max(1, 8 * processors // triton.cdiv(n, POINTWISE["BLOCK_N"]) if n else 1)
-    rows = triton.cdiv(blocks, min(blocks, wanted)) * POINTWISE["BLOCK_M"] if blocks else POINTWISE["BLOCK_M"]
+    most = max(1, 8 * processors // triton.cdiv(n, POINTWISE["BLOCK_N"]) if n else 1)
+    rows = triton.cdiv(blocks, min(blocks, most)) * POINTWISE["BLOCK_M"] if blocks else POINTWISE["BLOCK_M"]
     return triton.cdiv(m, rows), rows
