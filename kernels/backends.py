@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -23,18 +22,22 @@ class Backend(NamedTuple):
     """Returns the module of linear_fwd, linear_dact, act_fwd, act_bwd and dropout_mask. To be called only where nothing is missing."""
 
 
-_backends: dict[str, Backend] = {}
-
-
 def kernels(name: str) -> Backend:
     """The backend "triton" or "cupy". Each of its functions imports no more than it needs to answer."""
-    if name not in _backends:
-        module = importlib.import_module(".cupy.tensors" if name == "cupy" else ".triton", __package__)
-        launchers = functools.cache(
-            lambda: module if name == "cupy" else importlib.import_module(".launchers", module.__name__)
-        )
-        _backends[name] = Backend(module.missing, module.refusal, launchers)
-    return _backends[name]
+    if name == "cupy":
+        from .cupy import tensors
+
+        return Backend(tensors.missing, tensors.refusal, lambda: tensors)
+    from . import triton
+
+    return Backend(triton.missing, triton.refusal, _triton_launchers)
+
+
+@functools.cache
+def _triton_launchers() -> Any:
+    from .triton import launchers
+
+    return launchers
 
 
 def _named(name: str, where: str) -> str:
