@@ -26,12 +26,12 @@ from epilogue.catalogue import Activation, Keep, resolve_name
 TARGET = 0.85
 """The share of a copy's bandwidth that a pointwise kernel should reach."""
 STRIP = 1024
-"""So many columns are held against float64 at a time: all of them are up to 2 GB a matrix there."""
+"""The columns that are compared with float64 at a time. All of them would take up to 2 GB a matrix there."""
 
 BACKENDS = ("cupy", "triton")
 
 FORWARD, BACKWARD, MLP = PASSES = ("forward", "backward", "backward of an MLP")
-"""y; dz; and what an MLP with biases asks of backward: dz, its sums, and h = act(z) again unless that was kept in place of z."""
+"""y; dz; and the backward of an MLP with biases: dz, its sums, and h = act(z) again unless h was kept in place of z."""
 CLASSES = ("relu", "gelu", "silu", "mish", "swiglu")
 DTYPES = ("bfloat16", "float16", "float32")
 SHAPES = ((8192, 14336), (8192, 4096), (8192, 4097))
@@ -64,7 +64,7 @@ class PointwiseCase(NamedTuple):
 
     @property
     def keep(self) -> Keep:
-        """What backward reads beside dy: "input" (z) or "output" (y)."""
+        """The tensor that backward reads beside dy: "input" (z) or "output" (y)."""
         return self.act.saves(self.values)
 
     @property
@@ -74,7 +74,7 @@ class PointwiseCase(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """What must move: each operand read once, each result written once; of the sums the result, in float32."""
+        """The bytes that must move: each operand is read once, each result written once. Of the sums, the float32 result counts alone."""
         y, z = self.columns, self.act.arity * self.columns
         elements = z + y if self.what == FORWARD else y + z + z + y * self.needs.h
         return self.rows * elements * getattr(torch, self.dtype).itemsize + 4 * z * (self.what == MLP)
@@ -87,8 +87,8 @@ CASES = tuple(
 
 
 def pass_of(case: PointwiseCase, kernels: Any, z: Tensor, dy: Tensor) -> Callable[[], Results]:
-    """The case as one call of a backend's launcher. Results have memory of their own: in a layer dz may take dy's, but here each sample
-    is to read the same."""
+    """The case as one call of a backend's launcher. Results get memory of their own: in a layer dz may take dy's, but here every sample
+    must read the same."""
     applied = Applied(case.act.gate or case.act, case.values, case.act.arity == 2)
     saved = z if case.keep == "input" else eager.apply(case.act, case.values, z)
 
@@ -115,7 +115,7 @@ def failure(case: PointwiseCase, z: Tensor, dy: Tensor, found: Results) -> str |
         return {"y": y.detach(), "z": dz, "bias": dz.sum(0)}
 
     def strip(tensor: Tensor, first: int) -> Tensor:
-        """Those columns of gate and of up, or of the one that there is: [..., 2 or 1, STRIP]."""
+        """Those columns of gate and up, or of z alone: [..., 2 or 1, STRIP]."""
         return tensor.unflatten(-1, (-1, case.columns))[..., first : first + STRIP]
 
     for first in range(0, case.columns, STRIP):
@@ -129,7 +129,7 @@ def failure(case: PointwiseCase, z: Tensor, dy: Tensor, found: Results) -> str |
 
 
 def measured(case: PointwiseCase, backends: Mapping[str, Any], device: str) -> Row:
-    """The kernels (modules by their backends' names) checked, and those that are right timed in turns with the copy."""
+    """A row of results: each kernel (modules by their backends' names) is checked, and the right ones are timed in turns with the copy."""
     dtype = getattr(torch, case.dtype)
     z, dy = (torch.randn(case.rows, k * case.columns, device=device, dtype=dtype) for k in (case.act.arity, 1))
     right: dict[str, timing.Call] = {}
@@ -159,7 +159,7 @@ def measured(case: PointwiseCase, backends: Mapping[str, Any], device: str) -> R
 def run(
     cases: Sequence[PointwiseCase], backends: Mapping[str, Any], device: str, path: Path | None, seconds: float
 ) -> list[Row]:
-    """One row for each case that begins in time; with a path the file is written again after each."""
+    """Return a row for each case that begins in time. With a path, the file is written again after each."""
     start, rows = time.monotonic(), []
     head = {**machine(), "target": TARGET}
     for case in tqdm(cases, unit="case", disable=None):
@@ -172,7 +172,7 @@ def run(
 
 
 def cells(rows: Iterable[Row], names: Sequence[str]) -> list[tuple[str, ...]]:
-    """The rows as a table's, the backends side by side."""
+    """The lines of the table, the backends side by side."""
     columns = [column for name in names for column in (f"{name}, us", "GB/s", "of the copy")]
     lines = [("pass", "activation", "dtype", "shape", "copy, GB/s", *columns)]
     for row in rows:
@@ -182,14 +182,14 @@ def cells(rows: Iterable[Row], names: Sequence[str]) -> list[tuple[str, ...]]:
             if "failed" in found:
                 line += [f"FAILED: {found['failed']}", "", ""]
             else:
-                share = f"{found['of_copy']:.1%}" + ", below" * (found["of_copy"] < TARGET)
+                share = f"{found['of_copy']:.1%}" + (", below" if found["of_copy"] < TARGET else "")
                 line += [f"{found['us'][1]:.1f}", f"{found['gbps']:.0f}", share]
         lines.append(tuple(line))
     return lines
 
 
 def verdict(rows: Sequence[Row], name: str) -> str:
-    """How many of the backend's rows reach the target; one that failed does not."""
+    """Say how many of the backend's rows reach the target. One that failed does not."""
     shares = [row["results"][name].get("of_copy", 0.0) for row in rows]
     reached = sum(share >= TARGET for share in shares)
     return f"{name}: {reached} of {len(rows)} cases reach {TARGET:.0%} of the copy, the lowest {min(shares):.1%}"

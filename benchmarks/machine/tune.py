@@ -1,4 +1,4 @@
-"""`epilogue tune`: measure the ways to compute a product with its epilogue on this GPU, and let the calls to come take the fastest.
+"""`epilogue tune`: measure the ways to compute a product with its epilogue on this GPU, so that later calls take the fastest.
 
 After every product the results go into a file in the user's cache (epilogue.triton.plan.tuned). Rows are rounded up to a power of two, for
 which the choice then stands. Products are measured in the order in which the model is least sure of them, fused or not.
@@ -39,14 +39,14 @@ TOKENS = (1, 16, 256, 1024, 4096, 8192, 16384)
 GROUPS = (1, 4, 16)
 """GROUP_M of the fastest tiles, tried beside the shipped 8."""
 CHECKED = 64
-"""Rows that are held against float64 before anything is timed."""
+"""The number of rows that are compared with float64 before anything is timed."""
 
 Shape = tuple[str, int, int, int]
 
 
 def to_measure(shapes: Iterable[Shape], activation: Any, dtype: torch.dtype, chip: Machine) -> list[Problem]:
-    """The products of these calls, in inference and training, each once; those first whose prediction is closest between fused and not,
-    those last that were measured before."""
+    """The products of these calls, in inference and training, each once. First come those whose predicted times of
+    fused and unfused are closest, last those that were measured before."""
     found: dict[Problem, None] = {}
     for op, m, k, n in shapes:
         act, values = activation_of(op, activation, {})
@@ -59,7 +59,7 @@ def to_measure(shapes: Iterable[Shape], activation: Any, dtype: torch.dtype, chi
 
 
 def doubt(problem: Problem, chip: Machine) -> float:
-    """How far apart the model holds the fused and the unfused way, as the logarithm of their ratio; infinite: it was measured before."""
+    """The logarithm of the ratio of the predicted times, fused and unfused; infinite where the problem was measured before."""
     best: dict[bool, float] = {}
     for choice, microseconds, measured in candidates(problem, chip):
         if measured:
@@ -69,7 +69,7 @@ def doubt(problem: Problem, chip: Machine) -> float:
 
 
 def run(problems: Sequence[Problem], chip: Machine, path: Path, device: str, seconds: float) -> list[str]:
-    """Measure until the time is up and save after each problem; a line of text for each that was measured, and for each that was not."""
+    """Measure until the time is up, and save after each problem. Yields a line of text for each problem, measured or not."""
     known = previous(path, chip)
     end = time.monotonic() + seconds
     lines = []
@@ -91,7 +91,7 @@ def run(problems: Sequence[Problem], chip: Machine, path: Path, device: str, sec
 
 
 def previous(path: Path, chip: Machine) -> tuned.Table:
-    """What the file holds already, if it was measured on this machine."""
+    """The entries that the file holds already, if it was measured on this machine."""
     try:
         return tuned.read(path, tuned.head(chip))
     except (OSError, ValueError, KeyError, TypeError):
@@ -99,7 +99,7 @@ def previous(path: Path, chip: Machine) -> tuned.Table:
 
 
 def fastest(problem: Problem, chip: Machine, device: str) -> dict[Choice, Timing]:
-    """The time of every choice; of the fastest tiles also in other orders."""
+    """The time of every choice. The fastest tiles are also timed in other orders."""
     runner, check = runners(problem, device)
     choices: list[Choice] = [candidate.choice for candidate in candidates(problem, chip)]
     timings = _measured(runner, check, dict.fromkeys([*choices, "unfused", "library"]), device)
@@ -111,7 +111,7 @@ def fastest(problem: Problem, chip: Machine, device: str) -> dict[Choice, Timing
 
 
 def _measured(runner: Callable, check: Callable, choices: Iterable[Choice], device: str) -> dict[Choice, Timing]:
-    """Those that run and are right, timed in turns."""
+    """The times of the choices that run and are right, measured in turns."""
     calls = {}
     for choice in choices:
         call = runner(choice)
@@ -222,7 +222,7 @@ def _check(problem: Problem, choice: Choice, results: list[Tensor], own: list[Te
 def title(problem: Problem) -> str:
     name = "backward of an MLP" if problem.backward else "gated forward" if problem.gated else "forward"
     kept = ", " + ("emits h" if problem.backward else "keeps z") if problem.keeps else ""
-    kept += ", dropout" * problem.family.dropout
+    kept += ", dropout" if problem.family.dropout else ""
     dtype = str(problem.dtype).removeprefix("torch.")
     return f"{name}, {problem.m} x {problem.k} -> {problem.n}, {problem.activation}, {dtype}{kept}"
 

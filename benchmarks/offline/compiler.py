@@ -1,4 +1,4 @@
-"""Compile the shipped kernels for any NVIDIA architecture, on a machine without a GPU, and read what the compiler made of them.
+"""Compile the shipped kernels for any NVIDIA architecture, on a machine without a GPU, and read the resources that the compiler gave them.
 
 Needs a Triton that was imported without TRITON_INTERPRET.
 """
@@ -58,13 +58,14 @@ class KernelCase:
     def __str__(self) -> str:
         tile = "" if self.config is None else f"-{self.config.BLOCK_M}x{self.config.BLOCK_N}x{self.config.BLOCK_K}"
         dtype = str(self.dtype).removeprefix("torch.")
-        parts = "-gated" * self.gated + "-dropout" * self.dropout + "-no_bias" * (not self.bias)
+        marks = {"-gated": self.gated, "-dropout": self.dropout, "-no_bias": not self.bias}
+        parts = "".join(mark for mark, holds in marks.items() if holds)
         return f"{self.kernel}-{self.activation}{parts}-{dtype}-{self.precision}{tile}"
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What the compiler reports of one kernel; sass is its disassembly."""
+    """The resources of one compiled kernel; sass is its disassembly."""
 
     registers: int
     stack: int
@@ -78,7 +79,7 @@ def shipped(arch: str) -> Iterator[KernelCase]:
     for (family, tma, itemsize), configs in TABLE.items():
         if tma and arch == "sm_80":
             continue
-        kernel = family.name + "_tma" * tma
+        kernel = f"{family.name}_tma" if tma else family.name
         dtypes = (torch.bfloat16, torch.float16) if itemsize == 2 else (torch.float32,)
         precisions = ("tf32", "ieee") if itemsize == 4 and not tma else ("tf32",)
         forms = (False, True) if family.name == "linear_dact" else (family is GLU,)
@@ -104,7 +105,7 @@ class _AbsentDriver:
 
 @contextmanager
 def absent_gpu(arch: str) -> Iterator[list[Any]]:
-    """Within it the launchers compile for that architecture, and launch nothing; what they compiled is in the list."""
+    """Within it the launchers compile for that architecture and launch nothing. The list holds the compiled kernels."""
     compiled: list[Any] = []
     run = JITFunction.run
 
@@ -121,7 +122,7 @@ def absent_gpu(arch: str) -> Iterator[list[Any]]:
 
 @contextmanager
 def float32_products(precision: str) -> Iterator[None]:
-    """Torch's setting for float32 products, "tf32" or "ieee"."""
+    """Set torch's precision of float32 products, "tf32" or "ieee", for a while."""
     matmul = torch.backends.cuda.matmul
     before, matmul.fp32_precision = matmul.fp32_precision, precision
     try:
@@ -131,7 +132,10 @@ def float32_products(precision: str) -> Iterator[None]:
 
 
 def compile_case(case: KernelCase, arch: str) -> Resources:
-    """Compile what the launcher launches: z saved or h emitted (by act_bwd with dropout, an MLP's), no learnable parameter."""
+    """Compile the kernel that the launcher launches. It saves z or emits h (act_bwd with dropout alone, as in an MLP).
+
+    No parameter is learnable.
+    """
     with absent_gpu(arch) as compiled, float32_products(case.precision):
         _launch(case)
     (kernel,) = compiled
@@ -139,7 +143,7 @@ def compile_case(case: KernelCase, arch: str) -> Resources:
 
 
 M, N, K = 128, 512, 256
-"""Of the operands: no size of a launch but whether N and K are multiples of 16 makes another kernel."""
+"""The sizes of the operands. The kernel depends only on whether N and K are multiples of 16."""
 
 
 def _launch(case: KernelCase) -> None:
@@ -167,7 +171,7 @@ def _launch(case: KernelCase) -> None:
 
 
 def _resources(compiled: Any) -> Resources:
-    """Registers, stack and shared memory as cuobjdump tells them; spills are loads and stores of local memory in the SASS."""
+    """Registers, stack and shared memory from cuobjdump; spills are the loads and stores of local memory in the SASS."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])

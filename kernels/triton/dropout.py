@@ -27,9 +27,9 @@ def drawn(dropout, row, col, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 
 @triton.jit
-def dropped(y, kept, dropout):
+def dropped(y, mask, dropout):
     """y · 1/(1-p) where `drawn` kept it, else 0. The mask moves to the tile's layout as bytes, not as float32 factors."""
-    return tl.where(kept != 0, y * dropout[2], 0.0)
+    return tl.where(mask != 0, y * dropout[2], 0.0)
 
 
 @triton.jit
