@@ -1,7 +1,8 @@
 """`epilogue audit`: what the compiler makes of every kernel that may be launched, found without a GPU.
 
-Each shipped kernel x config x dtype is compiled with its family's usual activation (gelu; silu when gated), and the largest bfloat16
-config of each family once more with every activation, so that a spill which only an expensive formula causes shows too.
+Each shipped kernel x config x dtype is compiled with its family's usual activation (gelu; silu when gated), in three forms: with bias and
+dropout, without dropout, without both. The largest bfloat16 config of each family is compiled once more with every activation, so that a
+spill which only an expensive formula causes shows too.
 
 Registers and stack are cuobjdump's, shared memory the compiler's; the rest is counted in the disassembly (SASS), statically, each
 instruction once however often it runs: spills are loads and stores of local memory; wgmma the asynchronous matrix instructions (HGMMA on
@@ -23,7 +24,15 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from epilogue.benchmarks.offline.compiler import CHIPS, KernelCase, Resources, compile_case, epilogue_cost, shipped
+from epilogue.benchmarks.offline.compiler import (
+    CHIPS,
+    KernelCase,
+    Resources,
+    compile_case,
+    epilogue_cost,
+    forms,
+    shipped,
+)
 from epilogue.benchmarks.report import table
 from epilogue.catalogue import ACTIVATIONS
 from epilogue.triton.plan.configs import POINTWISE, fitted
@@ -145,8 +154,10 @@ def config_of(case: KernelCase) -> str:
         parts = [f"{config.BLOCK_M}x{config.BLOCK_N}x{config.BLOCK_K} w{config.num_warps} s{config.num_stages}"]
         if config.PIECES > 1:
             parts.append(f"p{config.PIECES}")
-    if case.dropout and not case.kernel.startswith("linear_fwd"):  # all forward kernels are compiled with it
+    if case.dropout:
         parts.append("dropout")
+    if not case.bias:
+        parts.append("no bias")
     return " ".join(parts)
 
 
@@ -207,8 +218,8 @@ def family(row: KernelRow) -> str:
 
 def main(archs: Sequence[str], as_json: bool) -> int:
     """Compile and print; 1 where a kernel is not clean."""
-    kernels = {arch: list(shipped(arch)) for arch in archs}
-    activations = {arch: list(every_activation(kernels[arch])) for arch in archs}
+    kernels = {arch: list(dict.fromkeys(form for case in shipped(arch) for form in forms(case))) for arch in archs}
+    activations = {arch: list(every_activation(shipped(arch))) for arch in archs}
     jobs = list(dict.fromkeys((case, arch) for arch in archs for case in [*kernels[arch], *activations[arch]]))
     rows = dict(zip(jobs, measure_all(jobs), strict=True))
     if as_json:

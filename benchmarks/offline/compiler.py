@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -91,6 +91,11 @@ def shipped(arch: str) -> Iterator[KernelCase]:
         ("act_fwd", "act_bwd"), POINTER, (False, True), (False, True)
     ):
         yield KernelCase(kernel, None, dtype, STANDS_FOR_ALL[gated], gated, dropout=dropout)
+
+
+def forms(case: KernelCase) -> tuple[KernelCase, KernelCase, KernelCase]:
+    """The kernel as it is, without dropout, and lean: without the bias too. For each, ptxas chooses its registers anew."""
+    return case, replace(case, dropout=False), replace(case, dropout=False, bias=False)
 
 
 class _AbsentDriver:

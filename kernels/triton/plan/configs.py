@@ -65,7 +65,7 @@ TABLE: dict[tuple[Family, bool, int], tuple[Config, ...]] = {
     ),
     (GLU, False, 2): (Config(128, 64, 32, 8, 3), Config(64, 64, 32, 4, 3), Config(16, 64, 64, 8, 3)),
     (LINEAR, False, 4): (Config(64, 64, 16, 4, 3), Config(16, 64, 32, 4, 3)),
-    (GLU, False, 4): (Config(64, 32, 32, 4, 3), Config(16, 32, 32, 4, 3)),
+    (GLU, False, 4): (Config(64, 32, 32, 8, 3), Config(16, 32, 32, 4, 3)),
     # Pieces have 32 columns: this epilogue holds up to five tiles, and with pieces of 64 the widest spills. In float32 the wider
     # tiles have pieces of 16: with 32, Triton 3.6 and 3.8 spill with dropout on sm_90, and 3.9 spills without descriptors on sm_80. The
     # table's last config has two pieces: with one, Triton 3.8 spills on sm_100.
@@ -78,10 +78,10 @@ TABLE: dict[tuple[Family, bool, int], tuple[Config, ...]] = {
     (DACT, True, 4): (Config(128, 128, 32, 8, 3, True, PIECES=8), Config(64, 64, 32, 4, 4, True, PIECES=2)),
     (DACT, False, 2): (
         Config(128, 128, 32, 8, 4, PIECES=4),
-        Config(64, 64, 32, 4, 4, PIECES=2),
+        Config(64, 64, 32, 4, 4, PIECES=4),
         Config(16, 64, 64, 4, 4),
     ),
-    (DACT, False, 4): (Config(64, 64, 16, 4, 3, PIECES=4), Config(16, 64, 32, 4, 3, PIECES=2)),
+    (DACT, False, 4): (Config(64, 64, 16, 8, 3, PIECES=4), Config(16, 64, 32, 4, 3, PIECES=2)),
 }
 
 # With dropout the widest tile takes 20 s to compile, and spills where it must hold more (a learnable parameter's sums, a bit of h).

@@ -81,17 +81,19 @@ def test_json(capsys):
     assert cli.main(["audit", "--arch", "sm_90", "--json"]) == 0
     printed = capsys.readouterr()
     rows = json.loads(printed.out)
-    assert [(row["arch"], row["activation"]) for row in rows] == [("sm_90", "relu"), ("sm_90", "silu")]
-    for row in rows:
-        assert (row["kernel"], row["config"], row["dtype"]) == ("act_bwd", "8x128 w4", "bfloat16")
+    for row, activation, config in zip(
+        rows, ("relu", "relu", "silu"), ("8x128 w4", "8x128 w4 no bias", "8x128 w4"), strict=True
+    ):
+        assert (row["arch"], row["activation"], row["config"]) == ("sm_90", activation, config)
+        assert (row["kernel"], row["dtype"]) == ("act_bwd", "bfloat16")
         assert all(type(row[name]) is int for name in ("registers", "stack", "spills", "shared", "wgmma", "tma"))
         assert all(isinstance(row[name], float) for name in ("instructions_per_element", "mufu_per_element"))
         assert row["registers"] > 0
         assert (row["stack"], row["spills"], row["wgmma"], row["tma"], row["faults"]) == (0, 0, 0, 0, [])
-    relu, silu = rows
+    relu, _, silu = rows
     assert relu["mufu_per_element"] == 0 < silu["mufu_per_element"]
     assert relu["instructions_per_element"] < silu["instructions_per_element"]
-    assert "clean: 2 kernels" in printed.err
+    assert "clean: 3 kernels" in printed.err
 
 
 @pytest.mark.usefixtures("few")
@@ -99,7 +101,7 @@ def test_tables_and_verdict(capsys, monkeypatch):
     assert cli.main(["audit", "--arch", "sm_90"]) == 0
     printed = capsys.readouterr().out
     assert "act_bwd  relu        bfloat16  8x128 w4" in printed
-    assert printed.endswith("clean: 2 kernels for sm_90, no stack, no spills, within shared memory\n")
+    assert printed.endswith("clean: 3 kernels for sm_90, no stack, no spills, within shared memory\n")
     monkeypatch.setattr(audit, "compile_case", lambda case, arch: replace(CLEAN, spills=3))
     assert cli.main(["audit", "--arch", "sm_90"]) == 1
     assert "FAILED: sm_90 act_bwd-relu-bfloat16-tf32: 3 spills" in capsys.readouterr().out

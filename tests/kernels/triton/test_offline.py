@@ -1,4 +1,4 @@
-"""Every shipped kernel x config compiles clean for sm_80, sm_90 and sm_100, without a GPU; on sm_90 every activation's largest too."""
+"""Every shipped kernel x config compiles clean for sm_80, sm_90 and sm_100, without a GPU; on sm_90 every activation does."""
 
 import inspect
 import itertools
@@ -12,41 +12,54 @@ import epilogue
 
 pytest.importorskip("tqdm")
 from epilogue.benchmarks.offline.audit import every_activation, faults
-from epilogue.benchmarks.offline.compiler import CHIPS, compile_case, epilogue_cost, shipped
+from epilogue.benchmarks.offline.compiler import CHIPS, compile_case, epilogue_cost, forms, shipped
 from epilogue.catalogue import ACTIVATIONS
+from epilogue.triton.plan.configs import GLU, TABLE
 from epilogue.triton.plan.cost import cost_of, epilogue_formulas
 
-# What the architectures have in common is tried on sm_90 alone: float16, and dropout in float32's backward, of which a kernel takes half a
-# minute on sm_100. Kernels without bias and dropout hold fewer values, for which ptxas chooses its registers anew: float16's stand for
-# them, and on sm_100 the descriptor kernels once more. Beside the shipped kernels there is every activation in the forward's largest tiles,
-# gated, which holds the plain one's formula too, and the dearest formulas plain and in the backward's, which take ten seconds to compile.
-# `epilogue audit` tries it all.
 DEAREST = ("gelu", "gelu_tanh", "mish", "softplus", "tanhshrink", "celu")
 
 
-def lean(case):
-    return replace(case, bias=False, dropout=False)
-
-
 def tried(arch):
-    for case in shipped(arch):
+    """Every kernel and config once per architecture, in one of its forms in turn; `epilogue audit` tries all of them.
+
+    Lean are the pointer kernels on sm_100, float16, which is tried on sm_90 alone, and a backward without dropout that has a twin with it.
+    The widest descriptor tiles are tried both full and lean. float32's backward with dropout takes half a minute on sm_100: not there.
+    """
+    every = list(shipped(arch))
+    for case in every:
+        full, _, lean = forms(case)
+        backward, tma = case.kernel.startswith("linear_dact"), case.kernel.endswith("_tma")
+        twin = backward and not case.dropout and replace(case, dropout=True) in every
+        slow = backward and case.dropout and case.dtype == torch.float32
         if case.dtype == torch.float16:
-            if arch == "sm_90":
-                yield lean(case)
-            continue
-        backward_dropout = case.dropout and case.kernel.startswith("linear_dact")
-        if arch == "sm_90" or case.dtype != torch.float32 or not backward_dropout:
+            tries = [lean] if arch == "sm_90" else []
+        elif case.config is None:
+            tries = [case]
+        elif twin or (arch == "sm_100" and (slow or not tma)):
+            tries = [lean]
+        elif tma and case.dtype == torch.bfloat16 and (arch == "sm_100" or (backward and not case.dropout)):
+            tries = [full, lean]
+        else:
+            tries = [full]
+        yield from tries
+
+
+def every_formula():
+    """Every activation in the gated forward's tiles in turn, the dearest in the widest of all three kernels, on sm_90."""
+    tiles = TABLE[GLU, True, 2]
+    for i, case in enumerate(every_activation(shipped("sm_90"))):
+        if case.kernel.endswith("_tma") and case.activation in DEAREST:
             yield case
-        if arch == "sm_100" and case.dtype == torch.bfloat16 and case.kernel.endswith("_tma"):
-            yield lean(case)
-    if arch == "sm_90":
-        for case in every_activation(shipped(arch)):
-            every = case.kernel == "linear_fwd_tma" and case.gated
-            if every or (case.kernel.endswith("_tma") and case.activation in DEAREST):
-                yield case
+        elif case.kernel == "linear_fwd_tma" and case.gated:
+            yield replace(case, config=tiles[i % len(tiles)])
 
 
-CASES = [pytest.param(case, arch, id=f"{arch}-{case}") for arch in CHIPS for case in dict.fromkeys(tried(arch))]
+CASES = [
+    pytest.param(case, arch, id=f"{arch}-{case}")
+    for arch in CHIPS
+    for case in dict.fromkeys([*tried(arch), *(every_formula() if arch == "sm_90" else ())])
+]
 
 
 @pytest.mark.parametrize(("case", "arch"), CASES)
