@@ -13,6 +13,7 @@ Nothing here needs a network.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -102,10 +103,12 @@ def one(step: Step, allowed: float, folder: Folder, ran: tuple[str, str]) -> Non
             folder.take(outcome, Path(work), Path(log.name))
 
         status = "stopped: the run was ended"
-        # A session of its own, so that what the step starts can be ended with it. The folder kernels/ must not be importable by that name.
+        # A session of its own, so that what the step starts can be ended with it; and a SIGINT that ends it even where this run itself ignores
+        # it, as under nohup. The folder kernels/ must not be importable by that name.
         process = subprocess.Popen(
             command_of(step, allowed, work), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             start_new_session=True, env={**os.environ, "PYTHONSAFEPATH": "1"},
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         try:
             while process.poll() is None and (rest := 60 * allowed - (time.monotonic() - start)) > 0:

@@ -96,10 +96,15 @@ def test_the_run_is_over_in_the_midst_of_a_step(tmp_path):
 
 
 @pytest.mark.usefixtures("over")
-def test_a_step_that_is_ended_may_still_speak(tmp_path, monkeypatch):
+@pytest.mark.parametrize("of_the_run", [signal.default_int_handler, signal.SIG_IGN], ids=["", "under nohup"])
+def test_a_step_that_is_ended_may_still_speak(of_the_run, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "PATIENCE", 600)
+    before = signal.signal(signal.SIGINT, of_the_run)
     code = "import time\ntry: print('begun', flush=True); time.sleep(600)\nexcept KeyboardInterrupt: print('ended')"
-    runner.run([python("tests", code)], 60, tmp_path)
+    try:
+        runner.run([python("tests", code)], 60, tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert log(tmp_path, "tests") == "begun\nended\n"
 
 
