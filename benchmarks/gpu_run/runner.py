@@ -103,8 +103,8 @@ def one(step: Step, allowed: float, folder: Folder, ran: tuple[str, str]) -> Non
             folder.take(outcome, Path(work), Path(log.name))
 
         status = "stopped: the run was ended"
-        # A session of its own, so that what the step starts can be ended with it; and a SIGINT that ends it even where this run itself ignores
-        # it, as under nohup. The folder kernels/ must not be importable by that name.
+        # A session of its own, so that what the step starts can be ended with it. SIGINT ends it even if this run ignores that, as under
+        # nohup. The folder kernels/ must not be importable by that name.
         process = subprocess.Popen(
             command_of(step, allowed, work), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             start_new_session=True, env={**os.environ, "PYTHONSAFEPATH": "1"},
