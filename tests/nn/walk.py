@@ -226,8 +226,9 @@ def readme(found: dict[str, Any]) -> str:
     checked = f"One module of each class and type, {found['checked']} in all, was computed again with other weights: {wrong} were wrong"
     return (
         f"Of the {found['types']} model types of transformers {found['transformers']}, {made}, and {found['fused somewhere']} have "
-        f"something to fuse. Of the modules that are or may be one of these expressions, {found['coverage']:.1%} are fused. {checked} "
-        f"(`pytest -m slow tests/nn/test_walk.py`).\n\n{markdown(rows)}"
+        f"something to fuse. Of the modules that compute one of these expressions, {found['coverage']:.1%} are fused. (Of those refused "
+        "below, only the ones with none of the expressions in their source count as missed; the others compute something else.) "
+        f"{checked} (`pytest -m slow tests/nn/test_walk.py`).\n\n{markdown(rows)}"
     )
 
 
