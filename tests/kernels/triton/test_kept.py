@@ -212,12 +212,13 @@ def test_recompute_of_a_frozen_layer_is_one_product_and_exact(kind, dropout, dev
     assert torch.equal(*gradients)
 
 
-@pytest.mark.parametrize("wanted", ["bias", "both biases", "bias and slope"])
-@pytest.mark.parametrize("op", ["glu", "glu packed"])
+@pytest.mark.parametrize("wanted", ["bias", "last bias", "both biases", "bias and slope"])
+@pytest.mark.parametrize("op", ["glu", "glu packed", "gated_mlp"])
 def test_gradients_of_vectors_alone(op, wanted, rng, device):
     """No gradient of a matrix is wanted, and so no dz."""
     args = checks.each(lambda a: torch.tensor(a, dtype=torch.float32, device=device), checks.arguments(op, rng))
-    bias = args["bias"] if op == "glu" else (args["bias"],)
+    bias = args["bias"] if op == "glu" else (args["bias"],) if "bias" in args else (args["gate_bias"], args["up_bias"])
+    bias = bias[-1:] if "last" in wanted else bias
     slope = torch.tensor(0.3, device=device)
     leaves = [*(bias if "both" in wanted else bias[:1]), *([slope] if "slope" in wanted else [])]
     for leaf in leaves:
