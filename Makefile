@@ -1,4 +1,4 @@
-# Two commands need nothing but Python 3.10+, git and make: `make demo` and `make test`. Each makes its own virtual environment.
+# Two commands need nothing but Python 3.10+, git, make and a network: `make demo` and `make test`. Each makes its own virtual environment.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -103,6 +103,11 @@ class Activation:
         return self
 
     @property
+    def base(self) -> "Activation":
+        """The elementwise activation of a gated variant, else the activation itself."""
+        return self.gate or self
+
+    @property
     def learnable(self) -> tuple[str, ...]:
         """The parameters that may be tensors and then get a gradient."""
         return tuple(name for name in self.params if name in self.derivatives)
@@ -140,7 +145,7 @@ def formulas(act: Activation, values: tuple, keep: Keep) -> dict[str, Formula | 
     value: the elementwise activation or pair itself. grad: its derivative by the first operand; grad_up: by a pair's second operand;
     grad_param: by the parameter that is an array in `values`. None where absent.
     """
-    base = act.gate or act
+    base = act.base
     grad: Formula | None
     if base.arity == 2:
         grad, grad_up = base.derivatives["a"], base.derivatives["b"]

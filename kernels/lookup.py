@@ -157,7 +157,7 @@ def resolve_call(op: str, spec: Any, params: dict[str, Any], gated: bool) -> tup
     if twice:
         raise TypeError(f"{op}: {twice[0]!r} is given twice, by activation={spec!r} and as a keyword; give it once")
     if params or act.params:
-        return bind_params(act.gate or act, {**fixed, **params})
+        return bind_params(act.base, {**fixed, **params})
     return act, ()
 
 

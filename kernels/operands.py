@@ -92,6 +92,12 @@ class Layer(NamedTuple):
     up_bias: Tensor | None = None
     learned: Tensor | None = None
 
+    @classmethod
+    def first_of(cls, inputs: tuple) -> tuple:
+        """The layer that the inputs begin with, field by field, and the rest of them."""
+        n = len(cls._fields)
+        return cls(*inputs[:n]), *inputs[n:]
+
     def in_rows(self, gated: bool) -> "Layer":
         """The layer as kernels take it: x [M, K], packed weights and biases as two views, biases of stride 1 and not lazily negated."""
         x, weight, up_weight, bias, up_bias, learned = self

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import epilogue
 from epilogue import ACTIVATIONS, Activation, activations
 from epilogue.lookup import bind_params
 from epilogue.triton import interpreter_refusal
@@ -166,6 +167,11 @@ def arguments(op: str, rng, lead: tuple = (7,), sizes: tuple = (5, 6, 3), bias: 
         "x": x, "gate_weight": gate, "up_weight": up, "down_weight": down,
         "gate_bias": gate_bias, "up_bias": up_bias, "down_bias": down_bias,
     }  # fmt: skip
+
+
+def fused(op: str, args: dict[str, Any], entry: Activation, values: tuple = (), **options):
+    """The operation as ours."""
+    return getattr(epilogue, op.split()[0])(**args, activation=entry, **keywords(entry, values), **options)
 
 
 def unfused(op: str, args: dict[str, Any], entry: Activation, values: tuple = (), dropout_p: float = 0.0):

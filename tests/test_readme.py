@@ -66,8 +66,6 @@ def test_own_activation(tmp_path, monkeypatch):
 
 
 def test_the_memory_table_is_the_result():
-    if not MEMORY.exists():
-        pytest.skip(f"{MEMORY.name} is not there")
     table = memory.readme(json.loads(MEMORY.read_text(encoding="utf-8")))
     assert f"<!-- memory -->\n{table}\n<!-- /memory -->" in README.read_text(encoding="utf-8")
 

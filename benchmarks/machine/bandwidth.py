@@ -89,7 +89,7 @@ CASES = tuple(
 def pass_of(case: PointwiseCase, kernels: Any, z: Tensor, dy: Tensor) -> Callable[[], Results]:
     """The case as one call of a backend's launcher. Results get memory of their own: in a layer dz may take dy's, but here every sample
     must read the same."""
-    applied = Applied(case.act.gate or case.act, case.values, case.act.arity == 2)
+    applied = Applied(case.act.base, case.values, case.act.arity == 2)
     saved = z if case.keep == "input" else eager.apply(case.act, case.values, z)
 
     def forward() -> Results:

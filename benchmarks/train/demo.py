@@ -29,7 +29,7 @@ def main(model: str, interpret: bool, steps: int | None, out: Path, device: str 
         broken.append(f"no kernel ran: {refusal}")
     elif refusal:
         print(f"No kernel ran: {refusal}. Plain torch operations keep for backward what the stock layers keep.")
-        print("An NVIDIA GPU runs them, and so does `epilogue demo --interpret` on any Linux machine.")
+        print("An NVIDIA GPU runs the kernels, and so does `epilogue demo --interpret` on any Linux machine.")
     path = out / f"demo{'' if model == 'digits' else f'-{model}'}{'-interpret' if interpret else ''}.png"
     draw(training, ran, path)
     print(f"loss curves: {path}")

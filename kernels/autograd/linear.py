@@ -28,7 +28,7 @@ def glu(x: Tensor, weight: Any, bias: Any, act: Activation, values: tuple, backe
     """act(x Gᵀ + bg) ⊙ (x Uᵀ + bu): weight packed [2F, K] or a pair of [F, K], bias the same way -> [..., F]."""
     pair = not isinstance(weight, Tensor)
     layer = Layer(x, *weight, *(bias or (None, None))) if pair else Layer(x, weight, None, bias)
-    return _call(layer, Applied(act.gate or act, values, True), backend)
+    return _call(layer, Applied(act.base, values, True), backend)
 
 
 def _call(layer: Layer, applied: Applied, backend: str) -> Tensor:
@@ -36,7 +36,7 @@ def _call(layer: Layer, applied: Applied, backend: str) -> Tensor:
     if activation_refusal(act, values, gated):
         return hidden_layer(layer, applied)
     learned, numbers, learned_at = split(values)
-    x, weight, up_weight, bias, up_bias = cast(layer.x, *layer[:5])
+    x, weight, up_weight, bias, up_bias = cast(layer.x, *layer[:-1])
     layer = Layer(x, weight, up_weight, bias, up_bias, learned)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in layer)
     keep: Keep = kept_by_layer(act, values, gated) if save else "nothing"
@@ -144,11 +144,11 @@ def _plain_forward(layer: Layer, seed: Tensor | None, call: Call) -> tuple[Tenso
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(*inputs):
-        return linear_fwd(Layer(*inputs[:6]), *inputs[6:])
+        return linear_fwd(*Layer.first_of(inputs))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _setup_context(ctx, (Layer(*inputs[:6]), *inputs[6:]), output)
+        _setup_context(ctx, Layer.first_of(inputs), output)
 
     @staticmethod
     def backward(ctx, dy, dz_more):

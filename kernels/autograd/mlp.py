@@ -46,7 +46,7 @@ def gated_mlp(
     dropout_p=0.0, recompute=False, *, backend: str,
 ) -> Tensor:  # fmt: skip
     """dropout(act(x Gᵀ + bg) ⊙ (x Uᵀ + bu)) Dᵀ + bd: gate and up [H, K], or gate [2H, K] packed and no up; down [N, H] -> [..., N]."""
-    act = act.gate or act
+    act = act.base
     if activation_refusal(act, values, True):
         tensors = (x, gate_weight, up_weight, down_weight, gate_bias, up_bias, down_bias)
         return eager.gated_mlp(*tensors, act, values, dropout_p, recompute)
@@ -60,7 +60,7 @@ def _call(
 ) -> Tensor:  # fmt: skip
     act, values, gated, _ = applied
     learned, numbers, learned_at = split(values)
-    x, weight, up_weight, bias, up_bias, down_weight, down_bias = cast(layer.x, *layer[:5], down_weight, down_bias)
+    x, weight, up_weight, bias, up_bias, down_weight, down_bias = cast(layer.x, *layer[:-1], down_weight, down_bias)
     layer = Layer(x, weight, up_weight, bias, up_bias, learned)
     save = torch.is_grad_enabled() and any(map(_needs_gradient, (*layer, down_weight, down_bias)))
     seed = draw_seed(x.device) if dropout_p else None
@@ -104,7 +104,7 @@ def _setup_context(ctx, inputs: tuple, output) -> None:
     ctx.set_materialize_grads(False)
     kept = None if call.keep == "nothing" else output[1]
     # x is needed for the weights' gradients and, where nothing was kept, to compute forward again.
-    keeps_x = any(ctx.needs_input_grad[1:3]) or (kept is None and any(ctx.needs_input_grad[:7]))
+    keeps_x = any(ctx.needs_input_grad[1:3]) or (kept is None and any(ctx.needs_input_grad[: len(layer) + 1]))
     ctx.given = [t is not None for t in (*layer, down_weight, down_bias)]
     # The biases serve only to compute h again.
     bias, up_bias, down_bias = (bias, up_bias, down_bias) if kept is None else (None, None, None)
@@ -202,11 +202,11 @@ def _plain_forward(layer: Layer, down_weight, down_bias, seed: Tensor | None, ca
 class _MLP(torch.autograd.Function):
     @staticmethod
     def forward(*inputs):
-        return mlp_fwd(Layer(*inputs[:6]), *inputs[6:])
+        return mlp_fwd(*Layer.first_of(inputs))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _setup_context(ctx, (Layer(*inputs[:6]), *inputs[6:]), output)
+        _setup_context(ctx, Layer.first_of(inputs), output)
 
     @staticmethod
     def backward(ctx, dy, dkept):

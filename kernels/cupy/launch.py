@@ -68,7 +68,7 @@ def forward(library: Library, z: Matrices, y: Any, signs: Any, applied: Applied)
     m, n = y.shape
     if not (m and n):
         return
-    kernel = _kernel("act_fwd", y, z, applied, {"value": (applied.act.gate or applied.act).value})
+    kernel = _kernel("act_fwd", y, z, applied, {"value": applied.act.base.value})
     matrices = (z.z, z.up, y)
     operands = (z.z, z.up, z.bias, z.up_bias, y, signs)
     sizes = (m, n, library.strides(z.z)[0], library.strides(y)[0])

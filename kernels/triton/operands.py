@@ -30,7 +30,7 @@ def epilogue_of(
 
 def forward_functions(applied: Applied, dtype: torch.dtype) -> dict[str, Any]:
     """The forward kernels' compile-time arguments for this activation."""
-    act = applied.act.gate or applied.act
+    act = applied.act.base
     return {
         "value": device_function(act.value, dtype),
         "GATED": act.arity == 1,

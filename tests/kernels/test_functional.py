@@ -7,12 +7,8 @@ import torch
 from torch import nn
 
 import epilogue
-from checks import OPS, arguments, assert_accurate, each, keywords, leaves, op_cases, unfused
+from checks import OPS, arguments, assert_accurate, each, fused, leaves, op_cases, unfused
 from epilogue import ACTIVATIONS
-
-
-def fused(op, args, entry, values=(), **kwargs):
-    return getattr(epilogue, op.split()[0])(**args, activation=entry, **keywords(entry, values), **kwargs)
 
 
 def tensors(args, device="cpu", dtype=torch.float64):

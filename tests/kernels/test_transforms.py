@@ -10,16 +10,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import epilogue
-from checks import OPS, arguments, assert_accurate, each, keywords, leaves, op_cases, unfused
+from checks import OPS, arguments, assert_accurate, each, fused, leaves, op_cases, unfused
 from epilogue import ACTIVATIONS
 
 NAMES = {
     "linear": "gelu", "glu": "silu", "glu packed": "mish", "mlp": "relu", "gated_mlp": "gelu_tanh", "gated_mlp packed": "silu",
 }  # fmt: skip
-
-
-def fused(op, args, entry, values=(), **kwargs):
-    return getattr(epilogue, op.split()[0])(**args, activation=entry, **keywords(entry, values), **kwargs)
 
 
 def tensors(args, device, dtype=torch.float32):

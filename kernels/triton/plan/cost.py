@@ -30,7 +30,7 @@ UNKNOWN = (20.0, 2.0)
 
 def epilogue_formulas(act: Activation, backward: bool) -> list[Callable]:
     """The formulas that a product kernel computes for each element: the value; in backward the derivatives and, for h, the value again."""
-    base = act.gate or act
+    base = act.base
     derivatives = [base.derivatives[operand] for operand in base.operands] if backward else []
     return [*derivatives, base.value]
 
@@ -69,7 +69,7 @@ def operations(formula: Callable, arity: int, dtype: torch.dtype) -> Counter[str
 @functools.cache
 def formula_cost(act: Activation, backward: bool, dtype: torch.dtype) -> tuple[float, float]:
     """(instructions, special functions among them) per element, for results of that dtype. What two formulas share counts twice."""
-    base = act.gate or act
+    base = act.base
     costs = [cost_of(formula, base.arity, dtype) for formula in epilogue_formulas(act, backward)]
     return sum(cost[0] for cost in costs), sum(cost[1] for cost in costs)
 

@@ -73,4 +73,4 @@ def backward_problem(
 
 def _problem(family: Family, m, n, k, dtype, act: Activation, gated: bool, keeps: bool, descriptors: bool) -> Problem:
     tma = descriptors and n * dtype.itemsize % 16 == 0  # so that they serve the results too
-    return Problem(family, m, n, k, dtype, precision(dtype), tma, (act.gate or act).name, gated, keeps)
+    return Problem(family, m, n, k, dtype, precision(dtype), tma, act.base.name, gated, keeps)

@@ -8,21 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import checks
 import epilogue
-from checks import OPS, cases, keywords
+from checks import OPS, fused
 from epilogue import ACTIVATIONS
 from epilogue.nn import FusedGatedMLP, FusedGLU, FusedLinear, FusedMLP
-
-HALVES = (torch.float16, torch.bfloat16)
-KEEPS_Y = [case for case in cases(1) if case.values[0].saves(case.values[1]) == "output"]
-NAMES = {case.values[0].name for case in KEEPS_Y}
-
-
-def fused(op, args, entry, values=(), **options):
-    return getattr(epilogue, op.split()[0])(**args, activation=entry, **keywords(entry, values), **options)
-
-
-def leaves_of(args, dtype, device):
-    return checks.each(lambda a: torch.tensor(a, dtype=dtype, device=device, requires_grad=True), args)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

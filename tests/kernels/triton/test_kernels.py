@@ -23,12 +23,11 @@ EVERY = [
 
 
 def compare(op, args, entry, values, dy):
-    def fused(args, values):
-        operation = epilogue.linear if op == "linear" else epilogue.glu
-        return operation(**args, activation=entry, **checks.keywords(entry, values))
+    def function(args, values):
+        return checks.fused(op, args, entry, values)
 
     assert refusal(args["x"], args["weight"]) is None
-    checks.assert_trains(fused, op, args, entry, values, dy)
+    checks.assert_trains(function, op, args, entry, values, dy)
 
 
 def tensors(op, rng, shape, dtype, device):

@@ -18,12 +18,11 @@ EVERY = [
 
 
 def compare(op, args, entry, values, dy, **options):
-    def fused(args, values):
-        operation = getattr(epilogue, op.split()[0])
-        return operation(**args, activation=entry, **checks.keywords(entry, values), **options)
+    def function(args, values):
+        return checks.fused(op, args, entry, values, **options)
 
     assert refusal(args["x"], args["down_weight"]) is None
-    checks.assert_trains(fused, op, args, entry, values, dy)
+    checks.assert_trains(function, op, args, entry, values, dy)
 
 
 @pytest.mark.parametrize(("op", "entry", "values", "dtype", "kernel"), checks.dealt(EVERY, DTYPES, SHAPES))

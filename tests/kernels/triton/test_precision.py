@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import checks
 import epilogue
-from checks import assert_accurate, cases, keywords
+from checks import assert_accurate, cases, fused
 from epilogue import ACTIVATIONS
 from epilogue.applied import Applied, Needs
 from epilogue.triton.pointwise import act_bwd, act_fwd
@@ -14,10 +14,6 @@ from epilogue.triton.pointwise import act_bwd, act_fwd
 HALVES = (torch.float16, torch.bfloat16)
 KEEPS_Y = [case for case in cases(1) if case.values[0].saves(case.values[1]) == "output"]
 NAMES = {case.values[0].name for case in KEEPS_Y}
-
-
-def fused(op, args, entry, values=(), **options):
-    return getattr(epilogue, op.split()[0])(**args, activation=entry, **keywords(entry, values), **options)
 
 
 def leaves_of(args, dtype, device):
