@@ -78,7 +78,7 @@ TABLE: dict[tuple[Family, bool, int], tuple[Config, ...]] = {
     (DACT, True, 4): (Config(128, 128, 32, 8, 3, True, PIECES=8), Config(64, 64, 32, 4, 4, True, PIECES=2)),
     (DACT, False, 2): (
         Config(128, 128, 32, 8, 4, PIECES=4),
-        Config(64, 64, 32, 4, 4, PIECES=4),
+        Config(64, 64, 32, 8, 4, PIECES=2),
         Config(16, 64, 64, 4, 4),
     ),
     (DACT, False, 4): (Config(64, 64, 16, 8, 3, PIECES=4), Config(16, 64, 32, 4, 3, PIECES=2)),
