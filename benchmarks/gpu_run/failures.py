@@ -5,6 +5,7 @@ A row says of what kind the failure is: "compile" (Triton, ptxas, NVRTC), "launc
 own error, where the test told (checks.Inaccurate).
 """
 
+import hashlib
 import os
 import re
 import time
@@ -84,6 +85,21 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Worker())
     else:
         config.pluginmanager.register(Report(config.getoption("--failures"), config.getoption("--minutes")))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A run that may be stopped has tried some of everything: of the files named, and of each file's tests, in a fixed random order."""
+    if config.getoption("--minutes") is None:
+        return
+    named = config.invocation_params.args
+    files = [str(argument) for argument in named if str(argument).endswith(".py")]
+
+    def turn(item: pytest.Item) -> tuple[int, str]:
+        file = item.nodeid.partition("::")[0]
+        rank = 0 if [file] == files[:1] else 1 if file in files else 2
+        return rank, hashlib.sha256(item.nodeid.encode()).hexdigest()
+
+    items.sort(key=turn)
 
 
 @pytest.hookimpl(wrapper=True)
