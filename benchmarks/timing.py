@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -35,20 +36,29 @@ class Timing(NamedTuple):
 def measure(calls: Mapping[str, Call], device: str, seconds: float = 0.2) -> dict[str, Timing]:
     """Name -> the time of one call on the device, "cpu" or "cuda".
 
-    All calls in turns, round after round in this process, so that a change in the machine's speed affects all alike; each warm, its
-    first calls not counted. On a GPU L2 is flushed before each sample, and short calls run as CUDA graphs where they can be captured,
-    which leaves the host's time out. seconds: about how long each call is measured.
+    All calls in turns, round after round in this process, so that a change in the machine's speed affects all alike; in another order each
+    round, since a call's speed depends on what ran before it; each warm, its first calls not counted. On a GPU L2 is flushed before each
+    sample, and short calls run as CUDA graphs where they can be captured, which leaves the host's time out. seconds: about how long each
+    call is measured.
     """
     timed = _gpu_round if device == "cuda" else _cpu_round
-    runs = [_prepared(call, device) for call in calls.values()]
-    timed(runs)  # a graph's first replay uploads it, and capturing emptied the allocator's cache
+    runs = {name: _prepared(call, device) for name, call in calls.items()}
+    timed(runs.values())  # a graph's first replay uploads it, and capturing emptied the allocator's cache
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    order, shuffled = list(runs), random.Random(0)
+
+    def one_round() -> None:
+        shuffled.shuffle(order)
+        for name, microseconds in zip(order, timed([runs[name] for name in order]), strict=True):
+            samples[name].append(microseconds)
+
     start = time.perf_counter()
-    rounds = [timed(runs)]
+    one_round()
     one = time.perf_counter() - start
     least, most = ROUNDS
-    count = min(max(least, round(seconds * len(runs) / one)), most)
-    rounds += [timed(runs) for _ in range(count - 1)]
-    return {name: _timing(times) for name, times in zip(calls, zip(*rounds, strict=True), strict=True)}
+    for _ in range(min(max(least, round(seconds * len(runs) / one)), most) - 1):
+        one_round()
+    return {name: _timing(times) for name, times in samples.items()}
 
 
 def host_time(call: Call, device: str) -> float:
@@ -115,8 +125,12 @@ def _flushed() -> torch.Tensor:
 
 
 def _gpu_round(runs: Iterable[Call]) -> list[float]:
-    """Microseconds on the GPU, each run once; the host waits only at the end."""
-    events = []
+    """Microseconds on the GPU, each run once; the host waits only at the end.
+
+    The first call after a wait took up to 15 % longer on an H100, so one goes before, untimed.
+    """
+    runs, events = list(runs), []
+    runs[-1]()
     for run in runs:
         _flushed().zero_()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -60,7 +60,7 @@ def found(need: str) -> bool:
 
 def steps() -> list[Step]:
     """All steps, in the order in which they run."""
-    ours, pytest = (sys.executable, "-m", "epilogue"), (sys.executable, "-m", "pytest", "-q")
+    ours, pytest = (sys.executable, "-m", "epilogue"), (sys.executable, "-m", "pytest", "-q", "-p", "no:benchmark")
     parallel = ("-n", "logical") if importlib.util.find_spec("xdist") else ()
 
     def tests(name: str, *what: str) -> tuple[str, ...]:

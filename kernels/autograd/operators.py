@@ -104,7 +104,9 @@ def register(
     def of_records(*arguments: Any) -> Any:
         values: list[Any] = []
         for argument in arguments:
-            values += argument if isinstance(argument, tuple) else [argument]
+            values.extend(
+                argument if isinstance(argument, tuple) else [argument]
+            )  # torch 2.11 traces no `list += named tuple`
         return operator(*values)
 
     return of_records

@@ -13,7 +13,7 @@ from ..applied import Applied, Needs
 from ..catalogue import Keep
 from ..operands import halves
 from ..unfused import unfused_dact
-from .epilogue import Sums, column_pieces, dot, finish_backward, tile_position
+from .epilogue import Sums, column_pieces, dot, finish_backward, prefetch_tile, tile_position
 from .operands import (
     descriptor,
     descriptors_serve,
@@ -68,7 +68,7 @@ def linear_dact_kernel(
 
 @triton.jit(do_not_specialize=["M"])
 def linear_dact_tma_kernel(
-    dy_desc, weight_desc, saved_desc, up_desc, dz_desc, dup_desc, h_desc, epilogue, sums, M, N, K,
+    dy_desc, weight_desc, saved_ptr, up_ptr, dz_desc, dup_desc, h_desc, epilogue, sums, M, N, K,
     value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr, grad_param: tl.constexpr,
     PARAM_STRIDES: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, PIECES: tl.constexpr,
@@ -78,6 +78,10 @@ def linear_dact_tma_kernel(
     for tile in tl.range(tl.program_id(0), count, tl.num_programs(0), flatten=True):
         tile_m, tile_n = tile_position(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         row, first = tile_m * BLOCK_M, tile_n * BLOCK_N
+        if saved_ptr is not None:
+            prefetch_tile(saved_ptr, epilogue.stride, row, first, M, N, BLOCK_M, BLOCK_N)
+        if up_ptr is not None:
+            prefetch_tile(up_ptr, epilogue.stride, row, first, M, N, BLOCK_M, BLOCK_N)
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for k in range(0, K, BLOCK_K):
             acc = dot(dy_desc.load([row, k]), weight_desc.load([k, first]), acc, PRECISION)
@@ -85,7 +89,7 @@ def linear_dact_tma_kernel(
         for i in tl.static_range(PIECES):
             col = first + i * (BLOCK_N // PIECES)
             finish_backward(
-                pieces[i], saved_desc, up_desc, dz_desc, dup_desc, h_desc, epilogue, sums, tile_m, row, col, M, N,
+                pieces[i], saved_ptr, up_ptr, dz_desc, dup_desc, h_desc, epilogue, sums, tile_m, row, col, M, N,
                 value, grad, grad_up, grad_param, PARAM_STRIDES, True,
             )  # fmt: skip
 
@@ -107,7 +111,7 @@ def linear_dact(
 
 def _problem(dy: Tensor, weight: Tensor, saved: Tensor, keep: Keep, applied: Applied, emits: bool) -> Problem:
     (m, k), n = dy.shape, weight.shape[1]
-    serve = descriptors_serve(dy, weight, None if keep == "sign" else saved)
+    serve = descriptors_serve(dy, weight)
     dropout = applied.dropout is not None
     return backward_problem(m, n, k, dy.dtype, applied.act, applied.gated, dropout, emits, serve)
 
@@ -127,7 +131,7 @@ def _fused_dact(
         functions = gradient_functions(applied, dy.dtype, keep)
         constants = {**functions, "PRECISION": precision(dy.dtype), **config.constants}
         block = (config.BLOCK_M, config.BLOCK_N // config.PIECES) if config.tma else None
-        matrices = tile_arguments(block, *halves(matrix, n, gated), *halves(dz, n, gated), h)
+        matrices = *halves(matrix, n, gated), *tile_arguments(block, *halves(dz, n, gated), h)
         epilogue = epilogue_of(applied, stride=0 if matrix is None else matrix.stride(0), signs=signs)
         sums = Sums(*halves(dbias, n, gated), dz.stride(0), dparam)
         arguments = *matrices, epilogue, sums, m, n, dy.shape[1]
@@ -137,7 +141,7 @@ def _fused_dact(
                     descriptor(dy, (config.BLOCK_M, config.BLOCK_K)),
                     descriptor(weight, (config.BLOCK_K, config.BLOCK_N)),
                 )
-                programs = min(tiles(m, n, config), machine(dy).processors)
+                programs = min(tiles(m, n, config), machine(dy).processors * config.blocks)
                 linear_dact_tma_kernel[(programs,)](*loads, *arguments, **constants)
             else:
                 grid = (tiles(m, n, config),)

@@ -179,15 +179,28 @@ def load_signs(signs_ptr, row, col, M, N, ROWS: tl.constexpr, COLS: tl.constexpr
 
 
 @triton.jit
-def load_tile(matrix, stride, row, col, M, N, ROWS: tl.constexpr, COLS: tl.constexpr, TMA: tl.constexpr):
-    """Load the tile [ROWS, COLS] of a matrix [M, N] from (row, col) on, 0 beyond the matrix."""
-    if TMA:
-        return matrix.load([row, col])
-    else:
-        rows, cols = row + tl.arange(0, ROWS), col + tl.arange(0, COLS)
-        mask = (rows < M)[:, None] & (cols < N)[None, :]
-        ptrs = matrix + rows.to(tl.int64)[:, None] * stride + cols.to(tl.int64)[None, :]
-        return tl.load(ptrs, mask=mask, other=0.0)
+def load_tile(matrix, stride, row, col, M, N, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Load the tile [ROWS, COLS] of a matrix [M, N] from (row, col) on, 0 beyond the matrix.
+
+    By pointers: several such loads are under way at a time, while each load by a descriptor waits for its data.
+    """
+    rows, cols = row + tl.arange(0, ROWS), col + tl.arange(0, COLS)
+    mask = (rows < M)[:, None] & (cols < N)[None, :]
+    ptrs = matrix + rows.to(tl.int64)[:, None] * stride + cols.to(tl.int64)[None, :]
+    return tl.load(ptrs, mask=mask, other=0.0)
+
+
+@triton.jit
+def prefetch_tile(matrix, stride, row, col, M, N, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Ask for the tile [ROWS, COLS] of a matrix [M, N] to be in L2 by the time it is loaded."""
+    if not INTERPRETED:
+        LINE: tl.constexpr = 1024 // matrix.dtype.element_ty.primitive_bitwidth  # elements of 128 bytes
+        rows, cols = row + tl.arange(0, ROWS), col + tl.arange(0, COLS // LINE) * LINE
+        rows64, cols64 = tl.minimum(rows, M - 1).to(tl.int64), tl.minimum(cols, N - 1).to(tl.int64)
+        lines = matrix + rows64[:, None] * stride + cols64[None, :]
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [lines], dtype=tl.int32, is_pure=False, pack=1
+        )
 
 
 @triton.jit
@@ -203,12 +216,12 @@ def store_tile(matrix, stride, x, row, col, M, N, TMA: tl.constexpr):
 
 
 @triton.jit
-def load_saved(z, epilogue, row, col, M, N, ROWS: tl.constexpr, COLS: tl.constexpr, TMA: tl.constexpr):
+def load_saved(z, epilogue, row, col, M, N, ROWS: tl.constexpr, COLS: tl.constexpr):
     """Load a tile of the kept tensor in float32: of the matrix z (or y), or of the signs in its place."""
     if epilogue.signs is not None:
         return load_signs(epilogue.signs, row, col, M, N, ROWS, COLS)
     else:
-        return widened(load_tile(z, epilogue.stride, row, col, M, N, ROWS, COLS, TMA))
+        return widened(load_tile(z, epilogue.stride, row, col, M, N, ROWS, COLS))
 
 
 @triton.jit
@@ -256,10 +269,10 @@ def finish_backward(
     if epilogue.dropout is not None:
         stays = drawn(epilogue.dropout, row, col, dh.shape[0], dh.shape[1])
         dh = dropped(dh, stays, epilogue.dropout)
-    z = load_saved(saved, epilogue, row, col, M, N, dh.shape[0], dh.shape[1], TMA)
+    z = load_saved(saved, epilogue, row, col, M, N, dh.shape[0], dh.shape[1])
     up = None
     if up_saved is not None:
-        up = widened(load_tile(up_saved, epilogue.stride, row, col, M, N, dh.shape[0], dh.shape[1], TMA))
+        up = widened(load_tile(up_saved, epilogue.stride, row, col, M, N, dh.shape[0], dh.shape[1]))
     z_grad = z_gradient(dh, z, up, values, grad, grad_up)
     store_tile(dz, sums.stride, z_grad, row, col, M, N, TMA)
     store_sum(sums.dbias, sums.stride, z_grad, tile_m, row, col, M, N)

@@ -14,7 +14,17 @@ from ..catalogue import Keep
 from ..operands import Layer, halves, rows_of
 from ..unfused import library_fwd, unfused_fwd
 from .epilogue import column_pieces, dot, finish, store_tile, tile_position
-from .operands import descriptor, descriptors_serve, epilogue_of, forward_functions, on_device, tile_arguments, tiles
+from .operands import (
+    descriptor,
+    descriptor_of_weights,
+    descriptor_serves_both,
+    descriptors_serve,
+    epilogue_of,
+    forward_functions,
+    on_device,
+    tile_arguments,
+    tiles,
+)
 from .plan.chips import machine, precision
 from .plan.configs import Choice, Config
 from .plan.dispatch import choose
@@ -70,30 +80,34 @@ def linear_fwd_kernel(
 
 @triton.jit(do_not_specialize=["M"])
 def linear_fwd_tma_kernel(
-    x_desc, weight_desc, up_desc, y_desc, z_desc, z_up_desc, epilogue, M, N, K,
+    x_desc, weight_desc, y_desc, z_desc, z_up_desc, epilogue, M, N, K, UP: tl.constexpr,
     value: tl.constexpr, GATED: tl.constexpr, PARAM_STRIDES: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    """linear_fwd_kernel by tensor descriptors, persistent: a program walks over tiles, so the next tile's loads overlap this epilogue."""
+    """linear_fwd_kernel by tensor descriptors, persistent: a program walks over tiles, so the next tile's loads overlap this epilogue.
+
+    A gated layer's weights are one box [2, BLOCK_N, BLOCK_K], so that one product gives both tiles: two products of half the width would
+    read x from shared memory twice as often. UP is up's place in that pair, None where there is one weight.
+    """
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
+    WEIGHTS: tl.constexpr = 1 if UP is None else 2
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
         tile_m, tile_n = tile_position(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         row, first = tile_m * BLOCK_M, tile_n * BLOCK_N
-        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        if up_desc is not None:
-            up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        acc = tl.zeros((BLOCK_M, WEIGHTS * BLOCK_N), tl.float32)
         for k in range(0, K, BLOCK_K):
             x = x_desc.load([row, k])
-            acc = dot(x, weight_desc.load([first, k]).T, acc, PRECISION)
-            if up_desc is not None:
-                up = dot(x, up_desc.load([first, k]).T, up, PRECISION)
-        z_pieces = column_pieces(acc, PIECES)
-        if up_desc is not None:
-            up_pieces = column_pieces(up, PIECES)
+            w = weight_desc.load([0, first, k]).reshape(WEIGHTS * BLOCK_N, BLOCK_K)
+            acc = dot(x, w.T, acc, PRECISION)
+        if UP is None:
+            z_pieces = column_pieces(acc, PIECES)
+        else:
+            pair = column_pieces(acc, 2)
+            z_pieces, up_pieces = column_pieces(pair[1 - UP], PIECES), column_pieces(pair[UP], PIECES)
         for i in tl.static_range(PIECES):
             col = first + i * (BLOCK_N // PIECES)
             up_piece = None
-            if up_desc is not None:
+            if UP is not None:
                 up_piece = up_pieces[i]
             y = finish(
                 z_pieces[i], up_piece, z_desc, z_up_desc, epilogue, row, col, M, N, value, GATED, PARAM_STRIDES, True
@@ -123,7 +137,7 @@ def _problem(layer: Layer, applied: Applied, keep: Keep) -> Problem:
     x, weight, up, bias, *_ = layer
     (m, k), n = x.shape, weight.shape[0]
     act, _, gated, dropout = applied
-    serve = descriptors_serve(x, weight, up)
+    serve = descriptors_serve(x, weight) and (up is None or descriptor_serves_both(weight, up))
     return forward_problem(m, n, k, x.dtype, act, gated, bias is not None, dropout is not None, keep, serve)
 
 
@@ -143,10 +157,11 @@ def _fused_fwd(layer: Layer, applied: Applied, keep: Keep, config: Config, y: Te
     arguments = *results, epilogue, m, n, x.shape[1]
     with on_device(x):
         if config.tma:
-            loads = [descriptor(x, (config.BLOCK_M, config.BLOCK_K))]
-            loads += [descriptor(matrix, (config.BLOCK_N, config.BLOCK_K)) for matrix in (weight, up)]
-            programs = min(tiles(m, n, config), machine(x).processors)
-            linear_fwd_tma_kernel[(programs,)](*loads, *arguments, **constants)
+            place = None if up is None else int(up.data_ptr() > weight.data_ptr())
+            weights = descriptor_of_weights(weight, up, (config.BLOCK_N, config.BLOCK_K))
+            programs = min(tiles(m, n, config), machine(x).processors * config.blocks)
+            x_desc = descriptor(x, (config.BLOCK_M, config.BLOCK_K))
+            linear_fwd_tma_kernel[(programs,)](x_desc, weights, *arguments, UP=place, **constants)
         else:
             strides = (*x.stride(), *weight.stride(), *((0, 0) if up is None else up.stride()))
             linear_fwd_kernel[(tiles(m, n, config),)](x, weight, up, *arguments, *strides, **constants)

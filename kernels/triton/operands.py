@@ -63,6 +63,21 @@ def descriptor(matrix: Tensor | None, block: tuple[int, int]) -> TensorDescripto
     return None if matrix is None else TensorDescriptor.from_tensor(matrix, list(block))
 
 
+def descriptor_of_weights(weight: Tensor, up: Tensor | None, block: tuple[int, int]) -> TensorDescriptor:
+    """The weights as boxes [1 or 2, *block]. A gated layer's two need not lie in one tensor: the first axis steps from the one at the lower
+    address to the other."""
+    first, *second = [weight] if up is None else sorted((weight, up), key=Tensor.data_ptr)
+    apart = (second[0].data_ptr() - first.data_ptr()) // first.element_size() if second else weight.stride(0)
+    strides = [apart, *first.stride()]
+    return TensorDescriptor(first, [1 + len(second), *first.shape], strides, [1 + len(second), *block])
+
+
+def descriptor_serves_both(weight: Tensor, up: Tensor) -> bool:
+    """True if one descriptor serves a gated layer's two weights: they are of one layout, and less than 2⁴⁰ bytes apart."""
+    apart = abs(up.data_ptr() - weight.data_ptr())
+    return up.shape == weight.shape and up.stride() == weight.stride() and apart % 16 == 0 and 0 < apart < 1 << 40
+
+
 def tile_arguments(
     block: tuple[int, int] | None, *matrices: Tensor | None
 ) -> Sequence[Tensor | TensorDescriptor | None]:

@@ -38,10 +38,10 @@ def act_fwd_kernel(
 ):  # fmt: skip
     """y [M, N] = finish(z), or finish(z, up) in a gated layer. y may be z."""
     row, col = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
-    z = load_tile(z_ptr, stride_zm, row, col, M, N, BLOCK_M, BLOCK_N, False).to(tl.float32)
+    z = load_tile(z_ptr, stride_zm, row, col, M, N, BLOCK_M, BLOCK_N).to(tl.float32)
     up = None
     if up_ptr is not None:
-        up = load_tile(up_ptr, stride_zm, row, col, M, N, BLOCK_M, BLOCK_N, False).to(tl.float32)
+        up = load_tile(up_ptr, stride_zm, row, col, M, N, BLOCK_M, BLOCK_N).to(tl.float32)
     y = finish(z, up, None, None, epilogue, row, col, M, N, value, GATED, PARAM_STRIDES, False)
     store_tile(y_ptr, N, y, row, col, M, N, False)
 
@@ -74,10 +74,10 @@ def act_bwd_kernel(
         if epilogue.dropout is not None:
             stays = drawn(epilogue.dropout, row, col, BLOCK_M, BLOCK_N)
             dy = dropped(dy, stays, epilogue.dropout)
-        saved = load_saved(saved_ptr, epilogue, row, col, M, N, BLOCK_M, BLOCK_N, False)
+        saved = load_saved(saved_ptr, epilogue, row, col, M, N, BLOCK_M, BLOCK_N)
         up = None
         if up_ptr is not None:
-            up = widened(load_tile(up_ptr, epilogue.stride, row, col, M, N, BLOCK_M, BLOCK_N, False))
+            up = widened(load_tile(up_ptr, epilogue.stride, row, col, M, N, BLOCK_M, BLOCK_N))
             dup = up_gradient(dy, saved, up, values, value, grad_up)
         dz = z_gradient(dy, saved, up, values, grad, grad_up)
         if sums.dparam is not None:

@@ -24,12 +24,13 @@ class Config:
     tma: bool = False
     PIECES: int = 1  # column pieces of the epilogue
     GROUP_M: int = 8
+    blocks: int = 1  # on a multiprocessor at a time, of a persistent kernel
 
     @functools.cached_property
     def constants(self) -> dict[str, int | bool]:
         """The kernel's compile-time arguments and launch options.
 
-        A persistent kernel is alone on its multiprocessor. maxnreg tells ptxas so; else it spills to leave registers for a second block.
+        maxnreg tells ptxas that a persistent kernel's blocks need no more room beside them; else it spills to leave registers for others.
         """
         names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M", "PIECES", "num_warps", "num_stages")
         return {name: getattr(self, name) for name in names} | OPTIONS | ({"maxnreg": 255} if self.tma else {})

@@ -4,6 +4,7 @@ A file: {"gpu", "driver", "torch", "triton", "entries": [{"problem": …, "choic
 driver, torch and Triton it was measured with. The shipped one counts on every machine with that GPU, where the user's has no entry.
 """
 
+import ctypes
 import functools
 import json
 import os
@@ -112,10 +113,12 @@ def user_path(chip: Machine) -> Path | None:
 
 @functools.cache
 def _driver() -> str:
-    """The version of CUDA that the driver supports, which a process can query without a tool."""
+    """The version of CUDA that the driver supports, which a process can query without a tool; torch has it in some releases alone."""
     if not torch.cuda.is_available():
         return "none"
-    return str(torch._C._cuda_getDriverVersion())  # type: ignore[attr-defined]  # missing in torch's stub
+    version = ctypes.c_int()
+    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    return str(version.value)
 
 
 def _problem_fields(problem: Problem) -> dict[str, Any]:

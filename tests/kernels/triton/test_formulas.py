@@ -24,10 +24,10 @@ CROSSING = {torch.float32: 4e-7, torch.float16: 0.23 * 6e-5, torch.bfloat16: 0.2
 
 
 @triton.jit
-def apply_kernel(x_ptr, y_ptr, params, function: tl.constexpr, BLOCK: tl.constexpr):
+def apply_kernel(x_ptr, y_ptr, numbers, function: tl.constexpr, BLOCK: tl.constexpr):
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + index)
-    tl.store(y_ptr + index, function(x, *params) + tl.zeros((BLOCK,), tl.float32))
+    tl.store(y_ptr + index, function(x, *numbers) + tl.zeros((BLOCK,), tl.float32))
 
 
 def apply(formula, x, values, dtype):
