@@ -13,14 +13,13 @@ from ..applied import Applied, Needs
 from ..catalogue import Keep
 from ..operands import halves
 from ..unfused import unfused_dact
-from .epilogue import Sums, column_pieces, dot, finish_backward, prefetch_tile, tile_position
+from .epilogue import Sums, dot, finish_backward_pieces, prefetch_tile, tile_position
 from .operands import (
     descriptor,
     descriptors_serve,
     epilogue_of,
     gradient_functions,
     on_device,
-    tile_arguments,
     tiles,
 )
 from .plan.chips import machine, precision
@@ -37,10 +36,7 @@ def linear_dact_kernel(
     PARAM_STRIDES: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    """Write the results of finish_backward for dh [M, N] = dy [M, K] weight [K, N], one tile per program.
-
-    The epilogue works in column pieces: on a whole tile it would hold five tiles and spill registers.
-    """
+    """Write the results of finish_backward for dh [M, N] = dy [M, K] weight [K, N], one tile per program."""
     tile_m, tile_n = tile_position(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -57,18 +53,15 @@ def linear_dact_kernel(
         acc = dot(dy, tl.load(w_ptrs, mask=col_mask & k_mask[:, None], other=0.0), acc, PRECISION)
         dy_ptrs += step * stride_dyk
         w_ptrs += step * stride_wk
-    pieces = column_pieces(acc, PIECES)
-    for i in tl.static_range(PIECES):
-        row, col = tile_m * BLOCK_M, tile_n * BLOCK_N + i * (BLOCK_N // PIECES)
-        finish_backward(
-            pieces[i], saved_ptr, up_ptr, dz_ptr, dup_ptr, h_ptr, epilogue, sums, tile_m, row, col, M, N,
-            value, grad, grad_up, grad_param, PARAM_STRIDES, False,
-        )  # fmt: skip
+    finish_backward_pieces(
+        acc, saved_ptr, up_ptr, dz_ptr, dup_ptr, h_ptr, epilogue, sums, tile_m, tile_m * BLOCK_M, tile_n * BLOCK_N, M, N,
+        value, grad, grad_up, grad_param, PARAM_STRIDES, PIECES,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["M"])
 def linear_dact_tma_kernel(
-    dy_desc, weight_desc, saved_ptr, up_ptr, dz_desc, dup_desc, h_desc, epilogue, sums, M, N, K,
+    dy_desc, weight_desc, saved_ptr, up_ptr, dz_ptr, dup_ptr, h_ptr, epilogue, sums, M, N, K,
     value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr, grad_param: tl.constexpr,
     PARAM_STRIDES: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, PIECES: tl.constexpr,
@@ -85,13 +78,10 @@ def linear_dact_tma_kernel(
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for k in range(0, K, BLOCK_K):
             acc = dot(dy_desc.load([row, k]), weight_desc.load([k, first]), acc, PRECISION)
-        pieces = column_pieces(acc, PIECES)
-        for i in tl.static_range(PIECES):
-            col = first + i * (BLOCK_N // PIECES)
-            finish_backward(
-                pieces[i], saved_ptr, up_ptr, dz_desc, dup_desc, h_desc, epilogue, sums, tile_m, row, col, M, N,
-                value, grad, grad_up, grad_param, PARAM_STRIDES, True,
-            )  # fmt: skip
+        finish_backward_pieces(
+            acc, saved_ptr, up_ptr, dz_ptr, dup_ptr, h_ptr, epilogue, sums, tile_m, row, first, M, N,
+            value, grad, grad_up, grad_param, PARAM_STRIDES, PIECES,
+        )  # fmt: skip
 
 
 def linear_dact(
@@ -130,8 +120,7 @@ def _fused_dact(
         matrix, signs = (None, saved) if keep == "sign" else (saved, None)
         functions = gradient_functions(applied, dy.dtype, keep)
         constants = {**functions, "PRECISION": precision(dy.dtype), **config.constants}
-        block = (config.BLOCK_M, config.BLOCK_N // config.PIECES) if config.tma else None
-        matrices = *halves(matrix, n, gated), *tile_arguments(block, *halves(dz, n, gated), h)
+        matrices = *halves(matrix, n, gated), *halves(dz, n, gated), h
         epilogue = epilogue_of(applied, stride=0 if matrix is None else matrix.stride(0), signs=signs)
         sums = Sums(*halves(dbias, n, gated), dz.stride(0), dparam)
         arguments = *matrices, epilogue, sums, m, n, dy.shape[1]

@@ -216,12 +216,17 @@ def store_tile(matrix, stride, x, row, col, M, N, TMA: tl.constexpr):
 
 
 @triton.jit
-def load_saved(z, epilogue, row, col, M, N, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Load a tile of the kept tensor in float32: of the matrix z (or y), or of the signs in its place."""
+def load_saved(saved, up, epilogue, row, col, M, N, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Load a tile of the kept tensor, z or y or the signs in its place; with `up`, the tiles of gate and up. As a tuple."""
     if epilogue.signs is not None:
-        return load_signs(epilogue.signs, row, col, M, N, ROWS, COLS)
+        return (load_signs(epilogue.signs, row, col, M, N, ROWS, COLS),)
+    elif up is None:
+        return (load_tile(saved, epilogue.stride, row, col, M, N, ROWS, COLS),)
     else:
-        return widened(load_tile(z, epilogue.stride, row, col, M, N, ROWS, COLS))
+        return (
+            load_tile(saved, epilogue.stride, row, col, M, N, ROWS, COLS),
+            load_tile(up, epilogue.stride, row, col, M, N, ROWS, COLS),
+        )
 
 
 @triton.jit
@@ -260,25 +265,27 @@ def finish(
 
 @triton.jit
 def finish_backward(
-    dh, saved, up_saved, dz, dup, h, epilogue, sums, tile_m, row, col, M, N,
-    value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr, grad_param: tl.constexpr,
-    PARAM_STRIDES: tl.constexpr, TMA: tl.constexpr,
+    dh, saved, dz, dup, h, epilogue, sums, tile_m, row, col, M, N,
+    value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr, grad_param: tl.constexpr, PARAM_STRIDES: tl.constexpr,
 ):  # fmt: skip
-    """Write dz = dropout(dh) ⊙ act'(saved), dup, h = dropout(act(saved)) and the sums for a tile of dh from (row, col) on."""
+    """Write dz = dropout(dh) ⊙ act'(saved), dup, h = dropout(act(saved)) and the sums for a tile of dh from (row, col) on.
+
+    saved: load_saved's tiles. Results are stored by pointers, since each store by a descriptor waits for the one before it.
+    """
     values = load_params(epilogue.params, col + tl.arange(0, dh.shape[1]), N, PARAM_STRIDES)
     if epilogue.dropout is not None:
         stays = drawn(epilogue.dropout, row, col, dh.shape[0], dh.shape[1])
         dh = dropped(dh, stays, epilogue.dropout)
-    z = load_saved(saved, epilogue, row, col, M, N, dh.shape[0], dh.shape[1])
+    z = widened(saved[0])
     up = None
-    if up_saved is not None:
-        up = widened(load_tile(up_saved, epilogue.stride, row, col, M, N, dh.shape[0], dh.shape[1]))
+    if len(saved) == 2:
+        up = widened(saved[1])
     z_grad = z_gradient(dh, z, up, values, grad, grad_up)
-    store_tile(dz, sums.stride, z_grad, row, col, M, N, TMA)
+    store_tile(dz, sums.stride, z_grad, row, col, M, N, False)
     store_sum(sums.dbias, sums.stride, z_grad, tile_m, row, col, M, N)
-    if up_saved is not None:
+    if up is not None:
         up_grad = up_gradient(dh, z, up, values, value, grad_up)
-        store_tile(dup, sums.stride, up_grad, row, col, M, N, TMA)
+        store_tile(dup, sums.stride, up_grad, row, col, M, N, False)
         store_sum(sums.dup_bias, sums.stride, up_grad, tile_m, row, col, M, N)
     if sums.dparam is not None:
         param_grad = param_gradient(dh, z, up, values, grad_param, grad_up is None)
@@ -287,4 +294,25 @@ def finish_backward(
         result = activate(z, up, values, value, grad_up is None)
         if epilogue.dropout is not None:
             result = dropped(result, stays, epilogue.dropout)
-        store_tile(h, N, result, row, col, M, N, TMA)
+        store_tile(h, N, result, row, col, M, N, False)
+
+
+@triton.jit
+def finish_backward_pieces(
+    dh, saved_ptr, up_ptr, dz_ptr, dup_ptr, h_ptr, epilogue, sums, tile_m, row, first, M, N,
+    value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr, grad_param: tl.constexpr, PARAM_STRIDES: tl.constexpr,
+    PIECES: tl.constexpr,
+):  # fmt: skip
+    """finish_backward on a tile in column pieces: on the whole it would hold five tiles and spill registers. A piece's loads are under way
+    while the piece before it is computed."""
+    COLS: tl.constexpr = dh.shape[1] // PIECES
+    pieces = column_pieces(dh, PIECES)
+    loaded = load_saved(saved_ptr, up_ptr, epilogue, row, first, M, N, dh.shape[0], COLS)
+    for i in tl.static_range(PIECES):
+        col, saved = first + i * COLS, loaded
+        if i + 1 < PIECES:
+            loaded = load_saved(saved_ptr, up_ptr, epilogue, row, col + COLS, M, N, dh.shape[0], COLS)
+        finish_backward(
+            pieces[i], saved, dz_ptr, dup_ptr, h_ptr, epilogue, sums, tile_m, row, col, M, N,
+            value, grad, grad_up, grad_param, PARAM_STRIDES,
+        )  # fmt: skip

@@ -74,10 +74,11 @@ def act_bwd_kernel(
         if epilogue.dropout is not None:
             stays = drawn(epilogue.dropout, row, col, BLOCK_M, BLOCK_N)
             dy = dropped(dy, stays, epilogue.dropout)
-        saved = load_saved(saved_ptr, epilogue, row, col, M, N, BLOCK_M, BLOCK_N)
+        kept = load_saved(saved_ptr, up_ptr, epilogue, row, col, M, N, BLOCK_M, BLOCK_N)
+        saved = widened(kept[0])
         up = None
         if up_ptr is not None:
-            up = widened(load_tile(up_ptr, epilogue.stride, row, col, M, N, BLOCK_M, BLOCK_N))
+            up = widened(kept[1])
             dup = up_gradient(dy, saved, up, values, value, grad_up)
         dz = z_gradient(dy, saved, up, values, grad, grad_up)
         if sums.dparam is not None:

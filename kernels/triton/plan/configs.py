@@ -11,6 +11,9 @@ OPTIONS = {"enable_fp_fusion": True}
 """Options of every launch. From Triton 3.10 on, products and sums fuse only with this option. Without it gelu takes 7 more instructions an
 element. 3.9 warns of that."""
 
+REGISTERS = 65536
+"""Of a multiprocessor, on every chip with descriptors."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -32,8 +35,9 @@ class Config:
 
         maxnreg tells ptxas that a persistent kernel's blocks need no more room beside them; else it spills to leave registers for others.
         """
+        registers = min(255, REGISTERS // (32 * self.num_warps * self.blocks))
         names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M", "PIECES", "num_warps", "num_stages")
-        return {name: getattr(self, name) for name in names} | OPTIONS | ({"maxnreg": 255} if self.tma else {})
+        return {name: getattr(self, name) for name in names} | OPTIONS | ({"maxnreg": registers} if self.tma else {})
 
 
 def shared_bytes(config: Config, family: Family, itemsize: int) -> int:
