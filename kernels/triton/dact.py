@@ -13,7 +13,7 @@ from ..applied import Applied, Needs
 from ..catalogue import Keep
 from ..operands import halves
 from ..unfused import unfused_dact
-from .epilogue import Sums, dot, finish_backward_pieces, prefetch_tile, tile_position
+from .epilogue import Sums, dot, finish_backward, tile_position
 from .operands import (
     descriptor,
     descriptors_serve,
@@ -53,7 +53,7 @@ def linear_dact_kernel(
         acc = dot(dy, tl.load(w_ptrs, mask=col_mask & k_mask[:, None], other=0.0), acc, PRECISION)
         dy_ptrs += step * stride_dyk
         w_ptrs += step * stride_wk
-    finish_backward_pieces(
+    finish_backward(
         acc, saved_ptr, up_ptr, dz_ptr, dup_ptr, h_ptr, epilogue, sums, tile_m, tile_m * BLOCK_M, tile_n * BLOCK_N, M, N,
         value, grad, grad_up, grad_param, PARAM_STRIDES, PIECES,
     )  # fmt: skip
@@ -71,14 +71,10 @@ def linear_dact_tma_kernel(
     for tile in tl.range(tl.program_id(0), count, tl.num_programs(0), flatten=True):
         tile_m, tile_n = tile_position(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         row, first = tile_m * BLOCK_M, tile_n * BLOCK_N
-        if saved_ptr is not None:
-            prefetch_tile(saved_ptr, epilogue.stride, row, first, M, N, BLOCK_M, BLOCK_N)
-        if up_ptr is not None:
-            prefetch_tile(up_ptr, epilogue.stride, row, first, M, N, BLOCK_M, BLOCK_N)
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for k in range(0, K, BLOCK_K):
             acc = dot(dy_desc.load([row, k]), weight_desc.load([k, first]), acc, PRECISION)
-        finish_backward_pieces(
+        finish_backward(
             acc, saved_ptr, up_ptr, dz_ptr, dup_ptr, h_ptr, epilogue, sums, tile_m, row, first, M, N,
             value, grad, grad_up, grad_param, PARAM_STRIDES, PIECES,
         )  # fmt: skip

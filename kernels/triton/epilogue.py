@@ -191,19 +191,6 @@ def load_tile(matrix, stride, row, col, M, N, ROWS: tl.constexpr, COLS: tl.const
 
 
 @triton.jit
-def prefetch_tile(matrix, stride, row, col, M, N, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Ask for the tile [ROWS, COLS] of a matrix [M, N] to be in L2 by the time it is loaded."""
-    if not INTERPRETED:
-        LINE: tl.constexpr = 1024 // matrix.dtype.element_ty.primitive_bitwidth  # elements of 128 bytes
-        rows, cols = row + tl.arange(0, ROWS), col + tl.arange(0, COLS // LINE) * LINE
-        rows64, cols64 = tl.minimum(rows, M - 1).to(tl.int64), tl.minimum(cols, N - 1).to(tl.int64)
-        lines = matrix + rows64[:, None] * stride + cols64[None, :]
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [lines], dtype=tl.int32, is_pure=False, pack=1
-        )
-
-
-@triton.jit
 def store_tile(matrix, stride, x, row, col, M, N, TMA: tl.constexpr):
     """Write float32 x to a matrix [M, N] from (row, col) on, in the matrix's dtype."""
     if TMA:
@@ -265,54 +252,44 @@ def finish(
 
 @triton.jit
 def finish_backward(
-    dh, saved, dz, dup, h, epilogue, sums, tile_m, row, col, M, N,
-    value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr, grad_param: tl.constexpr, PARAM_STRIDES: tl.constexpr,
-):  # fmt: skip
-    """Write dz = dropout(dh) ⊙ act'(saved), dup, h = dropout(act(saved)) and the sums for a tile of dh from (row, col) on.
-
-    saved: load_saved's tiles. Results are stored by pointers, since each store by a descriptor waits for the one before it.
-    """
-    values = load_params(epilogue.params, col + tl.arange(0, dh.shape[1]), N, PARAM_STRIDES)
-    if epilogue.dropout is not None:
-        stays = drawn(epilogue.dropout, row, col, dh.shape[0], dh.shape[1])
-        dh = dropped(dh, stays, epilogue.dropout)
-    z = widened(saved[0])
-    up = None
-    if len(saved) == 2:
-        up = widened(saved[1])
-    z_grad = z_gradient(dh, z, up, values, grad, grad_up)
-    store_tile(dz, sums.stride, z_grad, row, col, M, N, False)
-    store_sum(sums.dbias, sums.stride, z_grad, tile_m, row, col, M, N)
-    if up is not None:
-        up_grad = up_gradient(dh, z, up, values, value, grad_up)
-        store_tile(dup, sums.stride, up_grad, row, col, M, N, False)
-        store_sum(sums.dup_bias, sums.stride, up_grad, tile_m, row, col, M, N)
-    if sums.dparam is not None:
-        param_grad = param_gradient(dh, z, up, values, grad_param, grad_up is None)
-        store_sum(sums.dparam, N, param_grad, tile_m, row, col, M, N)
-    if h is not None:
-        result = activate(z, up, values, value, grad_up is None)
-        if epilogue.dropout is not None:
-            result = dropped(result, stays, epilogue.dropout)
-        store_tile(h, N, result, row, col, M, N, False)
-
-
-@triton.jit
-def finish_backward_pieces(
-    dh, saved_ptr, up_ptr, dz_ptr, dup_ptr, h_ptr, epilogue, sums, tile_m, row, first, M, N,
+    dh, saved_ptr, up_ptr, dz, dup, h, epilogue, sums, tile_m, row, first, M, N,
     value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr, grad_param: tl.constexpr, PARAM_STRIDES: tl.constexpr,
     PIECES: tl.constexpr,
 ):  # fmt: skip
-    """finish_backward on a tile in column pieces: on the whole it would hold five tiles and spill registers. A piece's loads are under way
-    while the piece before it is computed."""
+    """Write dz = dropout(dh) ⊙ act'(saved), dup, h = dropout(act(saved)) and the sums for a tile of dh from (row, first) on.
+
+    In column pieces: on the whole tile it would hold five tiles and spill registers. The kept tensor is read and the results are written by
+    pointers: each access by a descriptor waits for the one before it. A sum waits for all warps, so the next piece's loads begin before it.
+    """
+    ROWS: tl.constexpr = dh.shape[0]
     COLS: tl.constexpr = dh.shape[1] // PIECES
     pieces = column_pieces(dh, PIECES)
-    loaded = load_saved(saved_ptr, up_ptr, epilogue, row, first, M, N, dh.shape[0], COLS)
+    saved = load_saved(saved_ptr, up_ptr, epilogue, row, first, M, N, ROWS, COLS)
     for i in tl.static_range(PIECES):
-        col, saved = first + i * COLS, loaded
+        piece, col = pieces[i], first + i * COLS
+        values = load_params(epilogue.params, col + tl.arange(0, COLS), N, PARAM_STRIDES)
+        if epilogue.dropout is not None:
+            stays = drawn(epilogue.dropout, row, col, ROWS, COLS)
+            piece = dropped(piece, stays, epilogue.dropout)
+        z = widened(saved[0])
+        up = None
+        if up_ptr is not None:
+            up = widened(saved[1])
+        z_grad = z_gradient(piece, z, up, values, grad, grad_up)
+        store_tile(dz, sums.stride, z_grad, row, col, M, N, False)
+        if up_ptr is not None:
+            up_grad = up_gradient(piece, z, up, values, value, grad_up)
+            store_tile(dup, sums.stride, up_grad, row, col, M, N, False)
+        if h is not None:
+            result = activate(z, up, values, value, grad_up is None)
+            if epilogue.dropout is not None:
+                result = dropped(result, stays, epilogue.dropout)
+            store_tile(h, N, result, row, col, M, N, False)
         if i + 1 < PIECES:
-            loaded = load_saved(saved_ptr, up_ptr, epilogue, row, col + COLS, M, N, dh.shape[0], COLS)
-        finish_backward(
-            pieces[i], saved, dz_ptr, dup_ptr, h_ptr, epilogue, sums, tile_m, row, col, M, N,
-            value, grad, grad_up, grad_param, PARAM_STRIDES,
-        )  # fmt: skip
+            saved = load_saved(saved_ptr, up_ptr, epilogue, row, col + COLS, M, N, ROWS, COLS)
+        store_sum(sums.dbias, sums.stride, z_grad, tile_m, row, col, M, N)
+        if up_ptr is not None:
+            store_sum(sums.dup_bias, sums.stride, up_grad, tile_m, row, col, M, N)
+        if sums.dparam is not None:
+            param_grad = param_gradient(piece, z, up, values, grad_param, grad_up is None)
+            store_sum(sums.dparam, N, param_grad, tile_m, row, col, M, N)
