@@ -10,20 +10,19 @@ from .plan.configs import OPTIONS
 
 
 @triton.jit
-def drawn(dropout, row, col, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """The mask of the elements (row + i, col + j) that a dropout keeps, as bytes of 1 and 0.
+def drawn(dropout, rows, col, COLS: tl.constexpr):
+    """The mask of the elements (rows[i], col + j) that a dropout keeps, as bytes of 1 and 0.
 
     dropout: (pointer to a 64-bit seed, threshold, 1/(1-p)). An element is kept where its 32 random bits, as a signed number, reach the
     threshold. They are one of four words that Philox4x32-7 (Salmon et al. 2011, doi:10.1145/2063384.2063405) makes of the counter
     (column // 4, row). The tile's shape does not matter, so backward draws forward's mask. col must be a multiple of 4.
     """
-    groups = (col // 4 + tl.arange(0, COLS // 4))[None, :] + tl.zeros((ROWS, 1), tl.int32)
-    rows = (row + tl.arange(0, ROWS))[:, None] + tl.zeros((1, COLS // 4), tl.int32)
-    zero = tl.zeros_like(rows)
-    a, b, c, d = tl.philox(tl.load(dropout[0]), groups, rows, zero, zero, 7)
+    zero = tl.zeros((rows.shape[0], COLS // 4), tl.int32)
+    groups = (col // 4 + tl.arange(0, COLS // 4))[None, :] + zero
+    a, b, c, d = tl.philox(tl.load(dropout[0]), groups, rows[:, None] + zero, zero, zero, 7)
     even = tl.join(_kept(a, dropout[1]), _kept(c, dropout[1]))
     odd = tl.join(_kept(b, dropout[1]), _kept(d, dropout[1]))
-    return tl.join(even, odd).reshape(ROWS, COLS)
+    return tl.join(even, odd).reshape(rows.shape[0], COLS)
 
 
 @triton.jit
@@ -39,11 +38,12 @@ def _kept(word, threshold):
 
 @triton.jit
 def dropout_mask_kernel(mask_ptr, dropout, M, N, BLOCK: tl.constexpr):
-    row, col = tl.program_id(0) * BLOCK, tl.program_id(1) * BLOCK
-    rows, cols = (row + tl.arange(0, BLOCK))[:, None], (col + tl.arange(0, BLOCK))[None, :]
+    rows, col = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1) * BLOCK
+    cols = col + tl.arange(0, BLOCK)
     ones = tl.full((BLOCK, BLOCK), 1.0, tl.float32)
-    factors = dropped(ones, drawn(dropout, row, col, BLOCK, BLOCK), dropout)
-    tl.store(mask_ptr + rows.to(tl.int64) * N + cols, factors, mask=(rows < M) & (cols < N))
+    factors = dropped(ones, drawn(dropout, rows, col, BLOCK), dropout)
+    mask = (rows < M)[:, None] & (cols < N)[None, :]
+    tl.store(mask_ptr + rows.to(tl.int64)[:, None] * N + cols[None, :], factors, mask=mask)
 
 
 def dropout_mask(dropout: Dropout, m: int, n: int) -> Tensor:

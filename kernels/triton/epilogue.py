@@ -73,6 +73,15 @@ def column_pieces(z, PIECES: tl.constexpr):
 
 
 @triton.jit
+def row_halves(z):
+    """z [rows, cols] as (the rows with row % 16 < 8, the others), which are registers of the same threads in a product's result."""
+    ROWS: tl.constexpr = z.shape[0]
+    COLS: tl.constexpr = z.shape[1]
+    first, second = z.reshape(ROWS // 16, 2, 8, COLS).permute(0, 2, 3, 1).split()
+    return (first.reshape(ROWS // 2, COLS), second.reshape(ROWS // 2, COLS))
+
+
+@triton.jit
 def rounded(x, dtype: tl.constexpr):
     """float32 x rounded to `dtype`, to nearest even."""
     if INTERPRETED and dtype == tl.bfloat16:  # the interpreter's own conversion truncates
@@ -160,69 +169,84 @@ def param_gradient(dy, z, up, values, grad_param: tl.constexpr, GATED: tl.conste
 
 
 @triton.jit
-def store_signs(signs_ptr, y, row, col, M, N):
+def store_signs(signs_ptr, y, rows, col, M, N):
     """Store y > 0, one bit per element: eight columns to a byte, the first in its lowest bit. col is a multiple of 8."""
-    rows = (row + tl.arange(0, y.shape[0]))[:, None]
-    bytes_ = (col // 8 + tl.arange(0, y.shape[1] // 8))[None, :]
+    bytes_ = col // 8 + tl.arange(0, y.shape[1] // 8)
     bits = (y > 0.0).to(tl.int32).reshape(y.shape[0], y.shape[1] // 8, 8) << tl.arange(0, 8)[None, None, :]
-    mask = (rows < M) & (bytes_ < tl.cdiv(N, 8))
-    tl.store(signs_ptr + rows.to(tl.int64) * tl.cdiv(N, 8) + bytes_, tl.sum(bits, 2).to(tl.uint8), mask=mask)
+    mask = (rows < M)[:, None] & (bytes_ < tl.cdiv(N, 8))[None, :]
+    ptrs = signs_ptr + rows.to(tl.int64)[:, None] * tl.cdiv(N, 8) + bytes_[None, :]
+    tl.store(ptrs, tl.sum(bits, 2).to(tl.uint8), mask=mask)
 
 
 @triton.jit
-def load_signs(signs_ptr, row, col, M, N, ROWS: tl.constexpr, COLS: tl.constexpr):
+def load_signs(signs_ptr, rows, col, M, N, COLS: tl.constexpr):
     """Load the bits that store_signs stored, as 1.0 and 0.0."""
-    rows, cols = row + tl.arange(0, ROWS), col + tl.arange(0, COLS)
+    cols = col + tl.arange(0, COLS)
     mask = (rows < M)[:, None] & (cols < N)[None, :]
     packed = tl.load(signs_ptr + rows.to(tl.int64)[:, None] * tl.cdiv(N, 8) + (cols // 8)[None, :], mask=mask, other=0)
     return ((packed.to(tl.int32) >> (cols % 8)[None, :]) & 1).to(tl.float32)
 
 
 @triton.jit
-def load_tile(matrix, stride, row, col, M, N, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Load the tile [ROWS, COLS] of a matrix [M, N] from (row, col) on, 0 beyond the matrix.
-
-    By pointers: several such loads are under way at a time, while each load by a descriptor waits for its data.
-    """
-    rows, cols = row + tl.arange(0, ROWS), col + tl.arange(0, COLS)
+def load_tile(matrix, stride, rows, col, M, N, COLS: tl.constexpr):
+    """Load those rows and COLS columns from `col` on of a matrix [M, N], 0 beyond the matrix."""
+    cols = col + tl.arange(0, COLS)
     mask = (rows < M)[:, None] & (cols < N)[None, :]
     ptrs = matrix + rows.to(tl.int64)[:, None] * stride + cols.to(tl.int64)[None, :]
     return tl.load(ptrs, mask=mask, other=0.0)
 
 
 @triton.jit
-def store_tile(matrix, stride, x, row, col, M, N, TMA: tl.constexpr):
-    """Write float32 x to a matrix [M, N] from (row, col) on, in the matrix's dtype."""
-    if TMA:
-        matrix.store([row, col], rounded(x, matrix.dtype))
-    else:
-        rows, cols = row + tl.arange(0, x.shape[0]), col + tl.arange(0, x.shape[1])
-        mask = (rows < M)[:, None] & (cols < N)[None, :]
-        ptrs = matrix + rows.to(tl.int64)[:, None] * stride + cols.to(tl.int64)[None, :]
-        tl.store(ptrs, rounded(x, matrix.dtype.element_ty), mask=mask)
+def store_tile(matrix, stride, x, rows, col, M, N):
+    """Write float32 x to those rows of a matrix [M, N] from `col` on, in the matrix's dtype."""
+    cols = col + tl.arange(0, x.shape[1])
+    mask = (rows < M)[:, None] & (cols < N)[None, :]
+    ptrs = matrix + rows.to(tl.int64)[:, None] * stride + cols.to(tl.int64)[None, :]
+    tl.store(ptrs, rounded(x, matrix.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def load_saved(saved, up, epilogue, row, col, M, N, ROWS: tl.constexpr, COLS: tl.constexpr):
+def store_result(matrix, stride, x, row, col, M, N, TMA: tl.constexpr):
+    """store_tile from `row` on; with TMA `matrix` is a descriptor."""
+    if TMA:
+        matrix.store([row, col], rounded(x, matrix.dtype))
+    else:
+        store_tile(matrix, stride, x, row + tl.arange(0, x.shape[0]), col, M, N)
+
+
+@triton.jit
+def load_saved(saved, up, epilogue, rows, col, M, N, COLS: tl.constexpr):
     """Load a tile of the kept tensor, z or y or the signs in its place; with `up`, the tiles of gate and up. As a tuple."""
     if epilogue.signs is not None:
-        return (load_signs(epilogue.signs, row, col, M, N, ROWS, COLS),)
+        return (load_signs(epilogue.signs, rows, col, M, N, COLS),)
     elif up is None:
-        return (load_tile(saved, epilogue.stride, row, col, M, N, ROWS, COLS),)
+        return (load_tile(saved, epilogue.stride, rows, col, M, N, COLS),)
     else:
         return (
-            load_tile(saved, epilogue.stride, row, col, M, N, ROWS, COLS),
-            load_tile(up, epilogue.stride, row, col, M, N, ROWS, COLS),
+            load_tile(saved, epilogue.stride, rows, col, M, N, COLS),
+            load_tile(up, epilogue.stride, rows, col, M, N, COLS),
         )
 
 
 @triton.jit
-def store_sum(sums, stride, x, tile_m, row, col, M, N):
-    """Write the float32 column sums of a tile x to row tile_m of `sums` [tiles_m, N], unless None. This needs no atomics."""
+def added(sums, total, x, rows, M):
+    """total + x without the rows past M, or that x alone where total is None; None where no sums are wanted."""
+    if sums is None:
+        return None
+    else:
+        x = tl.where((rows < M)[:, None], x, 0.0)
+        if total is None:
+            return x
+        else:
+            return total + x
+
+
+@triton.jit
+def store_sum(sums, stride, x, tile_m, col, N):
+    """Write the float32 column sums of x to row tile_m of `sums` [tiles_m, N], unless None. This needs no atomics."""
     if sums is not None:
-        rows, cols = row + tl.arange(0, x.shape[0]), col + tl.arange(0, x.shape[1])
-        total = tl.sum(tl.where((rows < M)[:, None], x, 0.0), 0)
-        tl.store(sums + tile_m.to(tl.int64) * stride + cols, total, mask=cols < N)
+        cols = col + tl.arange(0, x.shape[1])
+        tl.store(sums + tile_m.to(tl.int64) * stride + cols, tl.sum(x, 0), mask=cols < N)
 
 
 @triton.jit
@@ -234,19 +258,19 @@ def finish(
 
     It also writes the pre-activations to z_kept and up_kept, and the signs of y before dropout to epilogue.signs, unless None.
     """
-    cols = col + tl.arange(0, z.shape[1])
+    rows, cols = row + tl.arange(0, z.shape[0]), col + tl.arange(0, z.shape[1])
     z = add_bias(z, epilogue.bias, cols, N)
     if z_kept is not None:
-        store_tile(z_kept, epilogue.stride, z, row, col, M, N, TMA)
+        store_result(z_kept, epilogue.stride, z, row, col, M, N, TMA)
     if up is not None:
         up = add_bias(up, epilogue.up_bias, cols, N)
         if up_kept is not None:
-            store_tile(up_kept, epilogue.stride, up, row, col, M, N, TMA)
+            store_result(up_kept, epilogue.stride, up, row, col, M, N, TMA)
     y = activate(z, up, load_params(epilogue.params, cols, N, PARAM_STRIDES), value, GATED)
     if epilogue.signs is not None:
-        store_signs(epilogue.signs, y, row, col, M, N)
+        store_signs(epilogue.signs, y, rows, col, M, N)
     if epilogue.dropout is not None:
-        y = dropped(y, drawn(epilogue.dropout, row, col, y.shape[0], y.shape[1]), epilogue.dropout)
+        y = dropped(y, drawn(epilogue.dropout, rows, col, y.shape[1]), epilogue.dropout)
     return y
 
 
@@ -258,38 +282,47 @@ def finish_backward(
 ):  # fmt: skip
     """Write dz = dropout(dh) ⊙ act'(saved), dup, h = dropout(act(saved)) and the sums for a tile of dh from (row, first) on.
 
-    In column pieces: on the whole tile it would hold five tiles and spill registers. The kept tensor is read and the results are written by
-    pointers: each access by a descriptor waits for the one before it. A sum waits for all warps, so the next piece's loads begin before it.
+    In pieces, of half the rows and 1 / PIECES of the columns: on the whole tile it would hold five tiles and spill registers. Narrower ones
+    would touch less than 128 bytes of a row. The kept tensor is read and the results are written by pointers: each access by a descriptor
+    waits for the one before it. A sum waits for all warps, so the next piece's loads begin before it.
     """
-    ROWS: tl.constexpr = dh.shape[0]
     COLS: tl.constexpr = dh.shape[1] // PIECES
     pieces = column_pieces(dh, PIECES)
-    saved = load_saved(saved_ptr, up_ptr, epilogue, row, first, M, N, ROWS, COLS)
+    index = tl.arange(0, dh.shape[0] // 2)
+    rows = row + index // 8 * 16 + index % 8
+    saved = load_saved(saved_ptr, up_ptr, epilogue, rows, first, M, N, COLS)
     for i in tl.static_range(PIECES):
-        piece, col = pieces[i], first + i * COLS
+        halves, col = row_halves(pieces[i]), first + i * COLS
         values = load_params(epilogue.params, col + tl.arange(0, COLS), N, PARAM_STRIDES)
-        if epilogue.dropout is not None:
-            stays = drawn(epilogue.dropout, row, col, ROWS, COLS)
-            piece = dropped(piece, stays, epilogue.dropout)
-        z = widened(saved[0])
-        up = None
-        if up_ptr is not None:
-            up = widened(saved[1])
-        z_grad = z_gradient(piece, z, up, values, grad, grad_up)
-        store_tile(dz, sums.stride, z_grad, row, col, M, N, False)
-        if up_ptr is not None:
-            up_grad = up_gradient(piece, z, up, values, value, grad_up)
-            store_tile(dup, sums.stride, up_grad, row, col, M, N, False)
-        if h is not None:
-            result = activate(z, up, values, value, grad_up is None)
+        z_sum, up_sum, param_sum = None, None, None
+        for j in tl.static_range(2):
+            half, at = halves[j], rows + 8 * j
             if epilogue.dropout is not None:
-                result = dropped(result, stays, epilogue.dropout)
-            store_tile(h, N, result, row, col, M, N, False)
-        if i + 1 < PIECES:
-            saved = load_saved(saved_ptr, up_ptr, epilogue, row, col + COLS, M, N, ROWS, COLS)
-        store_sum(sums.dbias, sums.stride, z_grad, tile_m, row, col, M, N)
-        if up_ptr is not None:
-            store_sum(sums.dup_bias, sums.stride, up_grad, tile_m, row, col, M, N)
-        if sums.dparam is not None:
-            param_grad = param_gradient(piece, z, up, values, grad_param, grad_up is None)
-            store_sum(sums.dparam, N, param_grad, tile_m, row, col, M, N)
+                stays = drawn(epilogue.dropout, at, col, COLS)
+                half = dropped(half, stays, epilogue.dropout)
+            z = widened(saved[0])
+            up = None
+            if up_ptr is not None:
+                up = widened(saved[1])
+            z_grad = z_gradient(half, z, up, values, grad, grad_up)
+            store_tile(dz, sums.stride, z_grad, at, col, M, N)
+            z_sum = added(sums.dbias, z_sum, z_grad, at, M)
+            if up_ptr is not None:
+                up_grad = up_gradient(half, z, up, values, value, grad_up)
+                store_tile(dup, sums.stride, up_grad, at, col, M, N)
+                up_sum = added(sums.dup_bias, up_sum, up_grad, at, M)
+            if sums.dparam is not None:
+                param_grad = param_gradient(half, z, up, values, grad_param, grad_up is None)
+                param_sum = added(sums.dparam, param_sum, param_grad, at, M)
+            if h is not None:
+                result = activate(z, up, values, value, grad_up is None)
+                if epilogue.dropout is not None:
+                    result = dropped(result, stays, epilogue.dropout)
+                store_tile(h, N, result, at, col, M, N)
+            if j == 0:
+                saved = load_saved(saved_ptr, up_ptr, epilogue, rows + 8, col, M, N, COLS)
+            elif i + 1 < PIECES:
+                saved = load_saved(saved_ptr, up_ptr, epilogue, rows, col + COLS, M, N, COLS)
+        store_sum(sums.dbias, sums.stride, z_sum, tile_m, col, N)
+        store_sum(sums.dup_bias, sums.stride, up_sum, tile_m, col, N)
+        store_sum(sums.dparam, N, param_sum, tile_m, col, N)

@@ -13,7 +13,7 @@ from ..applied import Applied
 from ..catalogue import Keep
 from ..operands import Layer, halves, rows_of
 from ..unfused import library_fwd, unfused_fwd
-from .epilogue import column_pieces, dot, finish, store_tile, tile_position
+from .epilogue import column_pieces, dot, finish, store_result, tile_position
 from .operands import (
     descriptor,
     descriptor_of_weights,
@@ -75,7 +75,7 @@ def linear_fwd_kernel(
         y = finish(
             z_pieces[i], up_piece, z_ptr, z_up_ptr, epilogue, row, col, M, N, value, GATED, PARAM_STRIDES, False
         )  # fmt: skip
-        store_tile(y_ptr, N, y, row, col, M, N, False)
+        store_result(y_ptr, N, y, row, col, M, N, False)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -112,7 +112,7 @@ def linear_fwd_tma_kernel(
             y = finish(
                 z_pieces[i], up_piece, z_desc, z_up_desc, epilogue, row, col, M, N, value, GATED, PARAM_STRIDES, True
             )  # fmt: skip
-            store_tile(y_desc, N, y, row, col, M, N, True)
+            store_result(y_desc, N, y, row, col, M, N, True)
 
 
 def linear_fwd(

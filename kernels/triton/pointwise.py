@@ -38,12 +38,13 @@ def act_fwd_kernel(
 ):  # fmt: skip
     """y [M, N] = finish(z), or finish(z, up) in a gated layer. y may be z."""
     row, col = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_N
-    z = load_tile(z_ptr, stride_zm, row, col, M, N, BLOCK_M, BLOCK_N).to(tl.float32)
+    rows = row + tl.arange(0, BLOCK_M)
+    z = load_tile(z_ptr, stride_zm, rows, col, M, N, BLOCK_N).to(tl.float32)
     up = None
     if up_ptr is not None:
-        up = load_tile(up_ptr, stride_zm, row, col, M, N, BLOCK_M, BLOCK_N).to(tl.float32)
+        up = load_tile(up_ptr, stride_zm, rows, col, M, N, BLOCK_N).to(tl.float32)
     y = finish(z, up, None, None, epilogue, row, col, M, N, value, GATED, PARAM_STRIDES, False)
-    store_tile(y_ptr, N, y, row, col, M, N, False)
+    store_tile(y_ptr, N, y, rows, col, M, N)
 
 
 @triton.jit(do_not_specialize=["M", "rows_per_program"])
@@ -72,9 +73,9 @@ def act_bwd_kernel(
         mask = (rows < M)[:, None] & col_mask[None, :]
         dy = tl.load(dy_ptr + rows64 * stride_dym + cols64 * stride_dyn, mask=mask, other=0.0).to(tl.float32)
         if epilogue.dropout is not None:
-            stays = drawn(epilogue.dropout, row, col, BLOCK_M, BLOCK_N)
+            stays = drawn(epilogue.dropout, rows, col, BLOCK_N)
             dy = dropped(dy, stays, epilogue.dropout)
-        kept = load_saved(saved_ptr, up_ptr, epilogue, row, col, M, N, BLOCK_M, BLOCK_N)
+        kept = load_saved(saved_ptr, up_ptr, epilogue, rows, col, M, N, BLOCK_N)
         saved = widened(kept[0])
         up = None
         if up_ptr is not None:
@@ -88,13 +89,13 @@ def act_bwd_kernel(
             h = activate(saved, up, values, value, grad_up is None)
             if epilogue.dropout is not None:
                 h = dropped(h, stays, epilogue.dropout)
-            store_tile(h_ptr, N, h, row, col, M, N, False)
+            store_tile(h_ptr, N, h, rows, col, M, N)
         if dup_ptr is not None:
-            store_tile(dup_ptr, sums.stride, dup, row, col, M, N, False)
+            store_tile(dup_ptr, sums.stride, dup, rows, col, M, N)
         if sums.dup_bias is not None:
             sum_up += tl.where(mask, dup, 0.0)
         if dz_ptr is not None:
-            store_tile(dz_ptr, sums.stride, dz, row, col, M, N, False)
+            store_tile(dz_ptr, sums.stride, dz, rows, col, M, N)
         if sums.dbias is not None:
             sum_z += tl.where(mask, dz, 0.0)
     out = tl.program_id(0).to(tl.int64)
