@@ -47,19 +47,20 @@ def shared_bytes(config: Config, family: Family, itemsize: int) -> int:
 
 
 # (family, descriptors?, bytes per element) -> configs. Triton 3.6 to 3.9 compile them without a spill and within shared memory
-# (`epilogue audit` under each); none has been timed on a GPU yet. IEEE float32 products have no matrix instruction, so they stay with the
-# pointer kernel, whose small tiles hold them without spilling. BLOCK_N is the width of each of a gated layer's two accumulators.
+# (`epilogue audit` under each). Those with descriptors and 2 bytes were the fastest of a dozen or more on an H100 and an H200; the others
+# have not been timed. Two blocks on a multiprocessor hide one's epilogue under the other's product. IEEE float32 products have no matrix
+# instruction, so they stay with the pointer kernel, whose small tiles hold them without spilling. BLOCK_N is the width of each of a gated
+# layer's two tiles.
 TABLE: dict[tuple[Family, bool, int], tuple[Config, ...]] = {
     (LINEAR, True, 2): (
-        Config(128, 256, 64, 8, 3, True, PIECES=4),
-        Config(128, 128, 64, 8, 4, True, PIECES=2),
-        Config(64, 128, 64, 4, 4, True),
-        Config(64, 64, 64, 4, 4, True),
+        Config(128, 128, 64, 4, 3, True, PIECES=4, blocks=2),
+        Config(64, 128, 64, 4, 4, True, blocks=2),
+        Config(64, 64, 64, 4, 4, True, blocks=2),
     ),
     (GLU, True, 2): (
-        Config(128, 128, 64, 8, 3, True, PIECES=2),
+        Config(128, 64, 64, 4, 3, True, PIECES=2, blocks=2),
         Config(64, 128, 64, 8, 3, True),
-        Config(64, 64, 64, 4, 3, True),
+        Config(64, 64, 64, 4, 4, True, PIECES=2, blocks=2),
     ),
     (LINEAR, True, 4): (Config(128, 128, 32, 8, 3, True, PIECES=2), Config(64, 64, 32, 4, 4, True)),
     (GLU, True, 4): (Config(128, 64, 32, 8, 3, True), Config(64, 64, 32, 4, 3, True)),
@@ -71,16 +72,14 @@ TABLE: dict[tuple[Family, bool, int], tuple[Config, ...]] = {
     (GLU, False, 2): (Config(128, 64, 32, 8, 3), Config(64, 64, 32, 4, 3), Config(16, 64, 64, 8, 3)),
     (LINEAR, False, 4): (Config(64, 64, 16, 4, 3), Config(16, 64, 32, 4, 3)),
     (GLU, False, 4): (Config(64, 32, 32, 8, 3), Config(16, 32, 32, 4, 3)),
-    # Pieces have 32 columns: this epilogue holds up to five tiles, and with pieces of 64 the widest spills. In float32 the wider
-    # tiles have pieces of 16: with 32, Triton 3.6 and 3.8 spill with dropout on sm_90, and 3.9 spills without descriptors on sm_80. The
-    # table's last config has two pieces: with one, Triton 3.8 spills on sm_100.
+    # This epilogue holds up to five tiles. Its pieces are half the rows and 64 columns, in 16 bits 128 bytes of a row; smaller tiles
+    # and float32 have narrower ones, or would spill.
     (DACT, True, 2): (
-        Config(128, 256, 64, 8, 3, True, PIECES=8),
-        Config(128, 128, 64, 8, 4, True, PIECES=4),
-        Config(64, 128, 64, 4, 4, True, PIECES=4),
+        Config(128, 256, 64, 8, 3, True, PIECES=4),
+        Config(64, 128, 64, 4, 4, True, PIECES=2),
         Config(64, 64, 64, 4, 4, True, PIECES=2),
     ),
-    (DACT, True, 4): (Config(128, 128, 32, 8, 3, True, PIECES=8), Config(64, 64, 32, 4, 4, True, PIECES=2)),
+    (DACT, True, 4): (Config(128, 128, 32, 8, 3, True, PIECES=4), Config(64, 64, 32, 4, 4, True, PIECES=2)),
     (DACT, False, 2): (
         Config(128, 128, 32, 8, 4, PIECES=4),
         Config(64, 64, 32, 8, 4, PIECES=2),

@@ -32,8 +32,8 @@ def candidates(problem: Problem, chip: Machine) -> list[Candidate]:
     itemsize = problem.dtype.itemsize
     configs = [fitted(c, problem.activation, problem.gated) for c in TABLE[problem.family, problem.tma, itemsize]]
     fitting = [c for c in configs if shared_bytes(c, problem.family, itemsize) <= chip.shared_bytes] or [configs[-1]]
-    # Small tiles first: where memory decides, the times are equal, and small tiles have more loads under way.
-    fitting.sort(key=lambda config: config.BLOCK_M * config.BLOCK_N)
+    # Where memory decides, the times are equal. Then the tiles of fewest rows and most columns are best: they load the most of a weight.
+    fitting.sort(key=lambda config: (config.BLOCK_M, -config.BLOCK_N))
     predicted = [Candidate(config, fused_time(problem, config, chip), False) for config in fitting]
     if not chip.interpreted:
         predicted.append(Candidate("unfused", unfused_time(problem, chip), False))
