@@ -35,7 +35,7 @@ from epilogue.benchmarks.offline.compiler import (
 )
 from epilogue.benchmarks.report import table
 from epilogue.catalogue import ACTIVATIONS
-from epilogue.triton.plan.configs import POINTWISE, fitted
+from epilogue.triton.plan.configs import POINTWISE
 from epilogue.triton.plan.cost import epilogue_formulas
 
 WGMMA, MMA, LOAD, STORE = r"HGMMA|UTC\w*MMA", "HMMA", "UTMALDG", "UTMASTG"
@@ -97,8 +97,7 @@ def every_activation(cases: Iterable[KernelCase]) -> Iterator[KernelCase]:
     for case in largest.values():
         for name, act in ACTIVATIONS.items():
             if case.gated or act.arity == 1:
-                config = None if case.config is None else fitted(case.config, name, case.gated)
-                yield replace(case, activation=name, config=config)
+                yield replace(case, activation=name)
 
 
 def _size(case: KernelCase) -> tuple[bool, int]:

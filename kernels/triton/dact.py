@@ -4,6 +4,8 @@ The epilogue computes h = act(z) again, so that forward need not keep it for dWâ
 gradient. As in linear.py there are two kernels, and no kernel argument may be called `params`.
 """
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -107,6 +109,8 @@ def _fused_dact(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     m, n, gated = dy.shape[0], weight.shape[1], applied.gated
     width = 2 * n if gated else n
+    if gated and (needs.dbias or needs.dparam):  # up to three sums beside the five tiles
+        config = replace(config, PIECES=2 * config.PIECES)
     dz = dy.new_empty(m, width)
     h = dy.new_empty(m, n) if needs.h else None
     rows_of_tiles = triton.cdiv(m, config.BLOCK_M)

@@ -229,16 +229,13 @@ def load_saved(saved, up, epilogue, rows, col, M, N, COLS: tl.constexpr):
 
 
 @triton.jit
-def added(sums, total, x, rows, M):
-    """total + x without the rows past M, or that x alone where total is None; None where no sums are wanted."""
-    if sums is None:
-        return None
+def added(total, x, rows, M):
+    """total + x without the rows past M, or that x alone where total is None."""
+    x = tl.where((rows < M)[:, None], x, 0.0)
+    if total is None:
+        return x
     else:
-        x = tl.where((rows < M)[:, None], x, 0.0)
-        if total is None:
-            return x
-        else:
-            return total + x
+        return total + x
 
 
 @triton.jit
@@ -306,14 +303,16 @@ def finish_backward(
                 up = widened(saved[1])
             z_grad = z_gradient(half, z, up, values, grad, grad_up)
             store_tile(dz, sums.stride, z_grad, at, col, M, N)
-            z_sum = added(sums.dbias, z_sum, z_grad, at, M)
+            if sums.dbias is not None:
+                z_sum = added(z_sum, z_grad, at, M)
             if up_ptr is not None:
                 up_grad = up_gradient(half, z, up, values, value, grad_up)
                 store_tile(dup, sums.stride, up_grad, at, col, M, N)
-                up_sum = added(sums.dup_bias, up_sum, up_grad, at, M)
+                if sums.dup_bias is not None:
+                    up_sum = added(up_sum, up_grad, at, M)
             if sums.dparam is not None:
                 param_grad = param_gradient(half, z, up, values, grad_param, grad_up is None)
-                param_sum = added(sums.dparam, param_sum, param_grad, at, M)
+                param_sum = added(param_sum, param_grad, at, M)
             if h is not None:
                 result = activate(z, up, values, value, grad_up is None)
                 if epilogue.dropout is not None:

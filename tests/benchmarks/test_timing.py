@@ -43,7 +43,8 @@ def test_each_call_has_its_own_quartiles(clock):
 def test_calls_take_turns(clock):
     timing.measure({"a": clock.call("a", 50.0), "b": clock.call("b", 70.0)}, "cpu")
     rounds = clock.log[2 * timing.WARM :]
-    assert rounds == ["a", "b"] * (len(rounds) // 2)
+    pairs = {tuple(rounds[i : i + 2]) for i in range(0, len(rounds), 2)}
+    assert pairs == {("a", "b"), ("b", "a")}  # one each a round, and not always the same one first
 
 
 @pytest.mark.parametrize(("microseconds", "samples"), [(1e6, timing.ROUNDS[0]), (2000.0, 100), (0.1, timing.ROUNDS[1])])
@@ -111,13 +112,13 @@ def test_short_calls_are_replayed_as_graphs(clock, monkeypatch):
     found = timing.measure(calls, "cuda")
     assert found["short"] == pytest.approx((8.0, 8.0, 8.0))
     assert found["long"] == pytest.approx((8000.0, 8000.0, 8000.0))
-    assert clock.log.count("short") == 2 * timing.WARM + 1
+    assert clock.log.count("short") == 2 * timing.WARM + 2
     assert cuda.ended == []
 
 
 def test_a_call_that_no_graph_can_hold_is_called(clock, monkeypatch):
     def waits():
-        if cuda.stream_now is not cuda.default and len(clock.log) > 2 * timing.WARM:
+        if cuda.stream_now is not cuda.default and len(clock.log) > 2 * timing.WARM + 1:
             raise RuntimeError("operation not permitted when stream is capturing")
         clock.call("waits", 80.0)()
 

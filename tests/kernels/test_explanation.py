@@ -13,7 +13,7 @@ def test_a_line_for_each_way():
     found = epilogue.explain("linear", 8192, 4096, 14336, gpu="H200")
     lines = str(found).splitlines()
     assert lines[0] == "linear, 8192 x 4096 -> 14336, gelu, bfloat16, inference on NVIDIA H200"
-    assert lines[1].startswith("  forward: fused, tiles 128x256x64 by descriptors, ")
+    assert lines[1].startswith("  forward: fused, tiles 128x128x64 by descriptors, ")
     assert lines[1].endswith(" us predicted, taken")
     assert any("cuBLAS and a pointwise kernel" in line and line.endswith("times that") for line in lines[2:])
     (step,) = found.steps

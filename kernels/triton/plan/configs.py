@@ -4,7 +4,6 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .. import release
 from .problem import DACT, DROPPED, GLU, LINEAR, Family
 
 OPTIONS = {"enable_fp_fusion": True}
@@ -41,9 +40,9 @@ class Config:
 
 
 def shared_bytes(config: Config, family: Family, itemsize: int) -> int:
-    """Bytes of shared memory: the stages of the operands, and the descriptor kernel's staging of the epilogue's pieces."""
+    """Bytes of shared memory: the stages of the operands, and a piece of the descriptor kernel's epilogue."""
     loads = config.num_stages * (config.BLOCK_M + config.BLOCK_N * family.products) * config.BLOCK_K * itemsize
-    return loads + config.tma * family.staged * config.BLOCK_M * config.BLOCK_N // config.PIECES * itemsize
+    return loads + config.tma * config.BLOCK_M * config.BLOCK_N // config.PIECES * itemsize
 
 
 # (family, descriptors?, bytes per element) -> configs. Triton 3.6 to 3.9 compile them without a spill and within shared memory
@@ -60,7 +59,7 @@ TABLE: dict[tuple[Family, bool, int], tuple[Config, ...]] = {
     (GLU, True, 2): (
         Config(128, 64, 64, 4, 3, True, PIECES=2, blocks=2),
         Config(64, 128, 64, 8, 3, True),
-        Config(64, 64, 64, 4, 4, True, PIECES=2, blocks=2),
+        Config(64, 64, 64, 4, 3, True, blocks=2),
     ),
     (LINEAR, True, 4): (Config(128, 128, 32, 8, 3, True, PIECES=2), Config(64, 64, 32, 4, 4, True)),
     (GLU, True, 4): (Config(128, 64, 32, 8, 3, True), Config(64, 64, 32, 4, 3, True)),
@@ -88,22 +87,12 @@ TABLE: dict[tuple[Family, bool, int], tuple[Config, ...]] = {
     (DACT, False, 4): (Config(64, 64, 16, 8, 3, PIECES=4), Config(16, 64, 32, 4, 3, PIECES=2)),
 }
 
-# With dropout the widest tile takes 20 s to compile, and spills where it must hold more (a learnable parameter's sums, a bit of h).
+# With dropout the widest tile spills.
 TABLE |= {
-    (DROPPED, tma, itemsize): tuple(config for config in configs if config.BLOCK_N <= 128)
-    for (family, tma, itemsize), configs in TABLE.items()
+    (DROPPED, tma, itemsize): (replace(widest, BLOCK_N=min(widest.BLOCK_N, 128)), *others)
+    for (family, tma, itemsize), (widest, *others) in TABLE.items()
     if family is DACT
 }
-
-SPILLING = {"celu", "elu", "selu", "softplus"} if (release("triton") or (3, 7)) < (3, 7) else set()
-"""Activations with which the gated backward's widest tile spills on sm_90 under Triton 3.6."""
-
-
-def fitted(config: Config, activation: str, gated: bool) -> Config:
-    """The config with which this Triton compiles that activation without a spill. Half as wide pieces cost stores, so only where needed."""
-    narrow = gated and activation in SPILLING and (config.BLOCK_N, config.PIECES) == (256, 8)
-    return replace(config, PIECES=16) if narrow else config
-
 
 POINTWISE = {"BLOCK_M": 8, "BLOCK_N": 128, "num_warps": 4, **OPTIONS}
 """The block and the launch options of the pointwise kernels."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from . import tuned
 from .chips import Machine
-from .configs import TABLE, Choice, fitted, shared_bytes
+from .configs import TABLE, Choice, shared_bytes
 from .model import fused_time, unfused_time
 from .problem import Problem
 
@@ -30,7 +30,7 @@ def choose(problem: Problem, chip: Machine) -> Choice:
 def candidates(problem: Problem, chip: Machine) -> list[Candidate]:
     """Every choice whose time can be predicted, fastest first; before them the one that was measured for this problem, if any."""
     itemsize = problem.dtype.itemsize
-    configs = [fitted(c, problem.activation, problem.gated) for c in TABLE[problem.family, problem.tma, itemsize]]
+    configs = TABLE[problem.family, problem.tma, itemsize]
     fitting = [c for c in configs if shared_bytes(c, problem.family, itemsize) <= chip.shared_bytes] or [configs[-1]]
     # Where memory decides, the times are equal. Then the tiles of fewest rows and most columns are best: they load the most of a weight.
     fitting.sort(key=lambda config: (config.BLOCK_M, -config.BLOCK_N))

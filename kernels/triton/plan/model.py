@@ -20,8 +20,8 @@ MATRIX_SHARE, STREAM_SHARE = 0.855, 0.90
 """The shares of those rates and of the memory's bandwidth that a kernel reaches. They give 780 TFLOP/s for an 8192³ product of 128 x 256
 tiles, its last wave aside, and 4.3 TB/s for a copy, as measured on one H200."""
 FUSED_STREAM_SHARE, PASS_STREAM_SHARE = 0.84, 0.75
-"""The same share of the bandwidth for a fused kernel of few rows, which took 1.04 and 1.09 of cuBLAS's time there, and for a pointwise kernel
-behind a product."""
+"""The same share of the bandwidth for a fused kernel of few rows, which took 1.04 and 1.09 of cuBLAS's time there, and for a pointwise
+kernel behind a product."""
 L2_WIDTH = 60
 """Bytes that a multiprocessor loads from L2 in a cycle. An estimate: kernels do not reach the data sheet's 64."""
 PIPELINE = {True: 1.01, False: 0.94}
@@ -36,8 +36,8 @@ ISSUED, SPECIAL = 128, 16
 MOVED = 6
 """Instructions per element of each matrix that an epilogue reads or writes: conversion, addresses, shared memory. An estimate."""
 READ, SUMMED = 28, 17
-"""What a fused epilogue takes beyond these, in instructions, per element that it reads and that it adds to a column's sum: it waits for memory
-and for the other warps. By the times of its 128 x 256 tiles on one H200."""
+"""What a fused epilogue takes beyond these, in instructions, per element that it reads and that it adds to a column's sum: it waits for
+memory and for the other warps. By the times of its 128 x 256 tiles on one H200."""
 LAUNCH = 2.0
 """Microseconds that a kernel takes beyond its work, before the next kernel, which waits for it, can start. An estimate."""
 CUBLAS_TILES = ((256, 128), (128, 256), (128, 128), (64, 128), (64, 64))

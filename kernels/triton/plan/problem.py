@@ -14,11 +14,10 @@ class Family(NamedTuple):
 
     name: str
     products: int  # accumulators, and weights that a step of K loads
-    staged: int  # pieces of the epilogue in shared memory at a time
     dropout: bool = False  # drawn in the epilogue
 
 
-LINEAR, GLU, DACT = Family("linear_fwd", 1, 1), Family("linear_fwd", 2, 1), Family("linear_dact", 1, 2)
+LINEAR, GLU, DACT = Family("linear_fwd", 1), Family("linear_fwd", 2), Family("linear_dact", 1)
 DROPPED = DACT._replace(dropout=True)
 
 

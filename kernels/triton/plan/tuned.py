@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from .chips import Machine
-from .configs import Choice, Config, fitted
+from .configs import Choice, Config
 from .problem import DACT, DROPPED, GLU, LINEAR, Problem
 
 SHIPPED = Path(__file__).with_name("tuned")
@@ -40,10 +40,7 @@ def lookup(problem: Problem, chip: Machine) -> tuple[Choice, float] | None:
     if key in table:
         return table[key]
     found = table.get(key._replace(activation=STANDS_FOR_ALL[problem.gated]))
-    if found is None or found[0] == "library":
-        return None
-    choice, microseconds = found
-    return (fitted(choice, problem.activation, problem.gated) if isinstance(choice, Config) else choice), microseconds
+    return None if found is None or found[0] == "library" else found
 
 
 def key_of(problem: Problem) -> Problem:

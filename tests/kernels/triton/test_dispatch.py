@@ -11,7 +11,7 @@ import epilogue
 from epilogue.approximations import APPROXIMATIONS
 from epilogue.operands import Layer
 from epilogue.saving import library_serves
-from epilogue.triton.plan import configs, model, tuned
+from epilogue.triton.plan import model, tuned
 from epilogue.triton.plan.chips import CHIPS, INTERPRETER, precision
 from epilogue.triton.plan.configs import TABLE, Config, shared_bytes
 from epilogue.triton.plan.cost import ALIKE, UNKNOWN, WEIGHTS, formula_cost
@@ -53,21 +53,47 @@ def test_configs_fit_the_chip():
 
 
 def test_tiles_grow_with_the_product():
-    for family in (LINEAR, DACT):
+    for family, width in ((LINEAR, 128), (DACT, 256)):
         problem = GELU._replace(family=family)
         large, few = (
             next(c.choice for c in candidates(sized, H200) if isinstance(c.choice, Config))
             for sized in (problem._replace(m=16384, n=8192), problem._replace(m=64, n=512))
         )
-        assert (large.BLOCK_M, large.BLOCK_N, few.BLOCK_M) == (128, 256, 64)
+        assert [large.BLOCK_M, large.BLOCK_N, few.BLOCK_M] == [128, width, 64]
 
 
 def test_what_cublas_does_better():
-    """Without matrix instructions the kernels are far from cuBLAS; where a derivative's traffic is large, fusing wins by far."""
+    """Without matrix instructions the kernels are far from cuBLAS."""
     assert choose(IEEE, H200) == "unfused"
-    narrow = SWIGLU_BACKWARD._replace(m=4096, n=3072, k=768)
-    assert isinstance(choose(narrow, H200), Config)
-    assert fused_time(narrow, choose(narrow, H200), H200) < 0.85 * unfused_time(narrow, H200)
+
+
+MEASURED = [
+    (LINEAR, "relu", False, False, 8192, 4096, 16384, 1480, 1628),
+    (LINEAR, "gelu", False, True, 8192, 4096, 16384, 1569, 1636),
+    (LINEAR, "gelu", False, False, 8192, 1024, 4096, 116, 137),
+    (LINEAR, "gelu", False, False, 8192, 768, 3072, 71, 86),
+    (LINEAR, "gelu", False, False, 1024, 4096, 16384, 194, 200),
+    (GLU, "silu", True, False, 8192, 4096, 14336, 2605, 2795),
+    (GLU, "silu", True, True, 8192, 4096, 14336, 2747, 2787),
+    (GLU, "silu", True, False, 8192, 2048, 5632, 515, 579),
+    (GLU, "silu", True, False, 1024, 4096, 14336, 333, 353),
+    (DACT, "silu", True, True, 8192, 4096, 14336, 1621, 1687),
+    (DACT, "silu", True, True, 8192, 2048, 5632, 395, 406),
+    (DACT, "silu", True, True, 1024, 4096, 14336, 224, 217),
+    (DACT, "gelu", False, True, 8192, 4096, 16384, 1896, 1797),
+    (DACT, "gelu", False, True, 8192, 1600, 6400, 400, 340),
+]
+"""Family, activation, gated, keeps, m, k, n, microseconds fused and unfused: medians on one H200 (torch 2.11, Triton 3.6, bfloat16)."""
+
+
+@pytest.mark.parametrize("measured", MEASURED, ids=str)
+def test_the_model_predicts_and_chooses_as_measured(measured):
+    family, activation, gated, keeps, m, k, n, fused, unfused = measured
+    problem = Problem(family, m, n, k, torch.bfloat16, "tf32", True, activation, gated, keeps)
+    best = next(found for found in candidates(problem, H200) if isinstance(found.choice, Config))
+    assert best.microseconds == pytest.approx(fused, rel=0.09)
+    assert unfused_time(problem, H200) == pytest.approx(unfused, rel=0.09)
+    assert (choose(problem, H200) == "unfused") == (unfused < fused)
 
 
 def test_the_model_meets_what_was_measured():
@@ -85,12 +111,20 @@ def test_the_model_by_hand():
     chip = H200._replace(processors=1, clock=2.0, bandwidth=1e9)
     problem = GELU._replace(m=64, n=64, k=1000, activation="identity")
     arithmetic, loads = 64 * 64 / (2048 * 0.855), (64 + 64) * 2 / 60
-    loop = 1000 * (max(arithmetic, loads) + min(arithmetic, loads) / 4) / 0.99
+    loop = 1000 * (max(arithmetic, loads) + min(arithmetic, loads) / 4) / (1.01 * 0.7)  # 64 rows alone
     epilogue_cycles = 64 * 64 * max(6 * 2 / 128, 2 * 2 / 60)  # y and z: 6 instructions, 2 bytes each
     assert fused_time(problem, config, chip) == pytest.approx(2.0 + (loop + epilogue_cycles) / 2.0 / 1e3)
     assert fused_time(problem._replace(m=65), config, chip) == pytest.approx(
         2.0 + 2 * (loop + epilogue_cycles) / 2.0 / 1e3
     )
+    loop *= 0.7
+    assert fused_time(problem, replace(config, blocks=2), chip) == pytest.approx(
+        2.0 + (loop + epilogue_cycles) / 2.0 / 1e3
+    )
+    backward = problem._replace(family=DACT)  # reads z, writes dz and h, sums dz
+    instructions = formula_cost(epilogue.ACTIVATIONS["identity"], True, torch.bfloat16)[0] + 6 * 3 + 28 + 17
+    expected = pytest.approx(2.0 + (loop / 0.7 + 64 * 64 * instructions / 128) / 2.0 / 1e3)
+    assert fused_time(backward, config, chip) == expected
 
 
 def test_the_model_of_other_kernels_by_hand(monkeypatch):
@@ -104,10 +138,10 @@ def test_the_model_of_other_kernels_by_hand(monkeypatch):
     monkeypatch.setattr(model, "formula_cost", lambda *of: (1.0, 4.0))
     gated = GELU._replace(family=GLU, m=64, n=64, k=1000, gated=True, keeps=False)
     config = Config(64, 64, 64, 4, 3, True)
-    expected = microseconds(64 * 128 / (2048 * 0.855), (64 + 128) * 2 / 60, 0.99, 4 / 16)
+    expected = microseconds(64 * 128 / (2048 * 0.855), (64 + 128) * 2 / 60, 1.01 * 0.7, 4 / 16)
     assert fused_time(gated, config, chip) == expected
     bound = chip._replace(bandwidth=1.0)
-    assert fused_time(gated, config, bound) == pytest.approx(2.0 + ((64 + 128) * 1000 + 64 * 64) * 2 / 0.9 / 1e3)
+    assert fused_time(gated, config, bound) == pytest.approx(2.0 + ((64 + 128) * 1000 + 64 * 64) * 2 / 0.84 / 1e3)
     ieee = IEEE._replace(m=64, n=64, k=1000)
     expected = microseconds(64 * 64 / 128, (64 + 64) * 4 / 60, 0.6, 4 / 16)
     assert fused_time(ieee, Config(64, 64, 16, 4, 3), chip) == expected
@@ -138,7 +172,7 @@ def test_what_fits_into_l2_is_not_read_again():
     bound = H200._replace(bandwidth=1.0)
     size, operands = 8192 * 14336 * 2, (8192 + 14336) * 4096 * 2
     for l2, passes in ((2 * size, 2), (2 * size - 1, 3)):
-        expected = 2 * 2.0 + (operands + passes * size) / 0.9 / 1e3
+        expected = 2 * 2.0 + ((operands + size) / 0.9 + (passes - 1) * size / 0.75) / 1e3
         assert unfused_time(GELU, bound._replace(l2_bytes=l2)) == pytest.approx(expected, rel=1e-6)
 
 
@@ -163,9 +197,10 @@ def test_what_is_read_and_written():
     bound = H200._replace(bandwidth=1.0)  # so slow a memory that bytes are all that counts
     size, operands = 8192 * 14336 * 2, (8192 + 14336) * 4096 * 2
     config = TABLE[LINEAR, True, 2][0]
-    assert fused_time(GELU, config, bound) == pytest.approx((operands + 2 * size) / 0.9 / 1e3, rel=1e-3)
-    assert unfused_time(GELU, bound) == pytest.approx((operands + 3 * size) / 0.9 / 1e3, rel=1e-3)
-    assert unfused_time(SWIGLU_BACKWARD, bound) == pytest.approx((operands + 7 * size) / 0.9 / 1e3, rel=1e-3)
+    assert fused_time(GELU, config, bound) == pytest.approx((operands + 2 * size) / 0.84 / 1e3, rel=1e-3)
+    product = (operands + size) / 0.9
+    assert unfused_time(GELU, bound) == pytest.approx((product + 2 * size / 0.75) / 1e3, rel=1e-3)
+    assert unfused_time(SWIGLU_BACKWARD, bound) == pytest.approx((product + 6 * size / 0.75) / 1e3, rel=1e-3)
 
 
 @pytest.mark.usefixtures("own_activations")
@@ -218,25 +253,6 @@ def test_precision_follows_torch():
 # --- what was measured
 
 TILE = Config(64, 64, 64, 4, 4, True, GROUP_M=16)
-
-
-def test_tiles_that_this_triton_does_not_spill(nothing_measured, monkeypatch):
-    """In narrower pieces, by prediction and where another activation was measured in its place; others keep theirs."""
-    monkeypatch.setattr(configs, "SPILLING", {"celu"})
-    wide = TABLE[DACT, True, 2][0]
-    narrow = replace(wide, PIECES=16)
-    celu = SWIGLU_BACKWARD._replace(activation="celu")
-
-    def found(problem):
-        return {candidate.choice for candidate in candidates(problem, H200)} & {wide, narrow}
-
-    assert found(SWIGLU_BACKWARD) == found(celu._replace(gated=False)) == {wide}
-    assert found(celu) == {narrow}
-    tuned.save({SWIGLU_BACKWARD: (wide, 1.0)}, H200, nothing_measured)
-    assert choose(SWIGLU_BACKWARD, H200) == wide
-    assert choose(celu, H200) == narrow
-    assert found(celu) == {narrow}
-    assert configs.fitted(TABLE[DACT, True, 2][1], "celu", True) == TABLE[DACT, True, 2][1]
 
 
 def test_measured_comes_first(nothing_measured):
