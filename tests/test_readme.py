@@ -19,7 +19,8 @@ from epilogue.benchmarks.train import memory
 README = Path(__file__).parent.parent / "README.md"
 RESULTS = README.parent / "benchmarks/results"
 MEMORY = RESULTS / "memory.json"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+TEXT = README.read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 def test_first_example():
@@ -27,6 +28,37 @@ def test_first_example():
     exec(BLOCKS[0], namespace)
     assert namespace["y"].shape == (8, 1024)
     assert namespace["layer"].weight.grad.isfinite().all()
+
+
+def test_the_times_of_products_are_the_results():
+    """Each row of the table: the bare product, the way that the dispatcher takes, cuBLAS and a pointwise kernel."""
+    pytest.importorskip("triton")
+    from epilogue.triton.plan.chips import CHIPS
+    from epilogue.triton.plan.configs import Config
+    from epilogue.triton.plan.dispatch import choose
+    from epilogue.triton.plan.problem import GLU, LINEAR, Problem
+
+    found = {}
+    for row in json.loads((RESULTS / "tiles-nvidia-h200.json").read_text(encoding="utf-8"))["rows"]:
+        gated = row["product"] == "gated forward"
+        sizes = row["m"], row["n"], row["k"]
+        family = GLU if gated else LINEAR
+        problem = Problem(
+            family, *sizes, torch.bfloat16, "tf32", True, row["activation"], gated, row["keeps"], library=False
+        )
+        bare, unfused, *tiles = (time["us"][1] for time in row["times"])
+        ways = dict(zip((Config(**time["way"]) for time in row["times"][2:]), tiles, strict=True))
+        if row["product"] in ("forward", "gated forward"):
+            name = ("SwiGLU" if gated else row["activation"]) + ", keeps" * row["keeps"]
+            taken = {**ways, "unfused": unfused}[choose(problem, CHIPS["H200"])]
+            found[(*sizes, name)] = [f"{us:,.0f}" if us >= 100 else f"{us:.1f}" for us in (bare, taken, unfused)]
+    cells = re.findall(
+        r"^\| ([\d,]+) × ([\d,]+) → ([\d,]+) \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", TEXT, re.MULTILINE
+    )
+    assert len(cells) == 15
+    for m, k, n, name, *times in cells:
+        sizes = (int(size.replace(",", "")) for size in (m, n, k))
+        assert found[(*sizes, name)] == times
 
 
 def test_signatures_are_the_functions():
