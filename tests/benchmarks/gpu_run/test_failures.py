@@ -4,6 +4,7 @@ import json
 import subprocess
 
 import pytest
+import torch.distributed.tensor  # noqa: F401  # assert_close imports it, once a process; pytester forgets what a test imports
 
 import checks
 from epilogue.benchmarks.gpu_run import failures
