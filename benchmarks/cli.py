@@ -6,6 +6,7 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 
+import epilogue
 from epilogue.benchmarks import commands
 
 COMMANDS = {
@@ -15,9 +16,9 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status."""
+    """Run one command and return its exit status; without one print what there is."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    args = _parser().parse_args(argv, argparse.Namespace(argv=argv))
+    args = _parser().parse_args(argv or ["--help"], argparse.Namespace(argv=argv))
     return args.run(args)
 
 
@@ -28,6 +29,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="examples:\n" + "".join(command.EXAMPLES for command in COMMANDS.values()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"epilogue {epilogue.__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=command.HELP, description=command.__doc__)

@@ -64,8 +64,8 @@ def explain(
     operation takes them. dtype: float16, bfloat16 or float32, a name or a torch.dtype; float32 products follow torch's TF32 setting.
     training: forward keeps what backward needs and, for an MLP, backward's product is shown too. dropout: an MLP drops hidden units.
     frozen: the names of the operation's arguments that need no gradient, such as ["x", "down_weight"]. gpu: "A100", "H100", "H200" or
-    "B200" by their data sheets; by default this machine's. Operands are assumed to be aligned to 16 bytes where their sizes allow it, and
-    a layer to have a bias.
+    "B200" by their data sheets, in capitals or not; by default this machine's. Operands are assumed to be aligned to 16 bytes where their
+    sizes allow it, and a layer to have a bias.
 
     Products that always run on cuBLAS (dx, dW, down) are not shown. Times are in microseconds: measured where `epilogue tune` has run on
     this machine, else predicted by a model of the chip. A call may run the CuPy kernels or plain torch operations instead, chosen by
@@ -86,6 +86,7 @@ def explain(
         raise ValueError(f"explain: m, k and n must be whole numbers of at least 1; got {m!r}, {k!r}, {n!r}")
     act, values = activation_of(op, activation, params)
     dtype = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
+    gpu = gpu.upper() if isinstance(gpu, str) else gpu
     if dtype not in DTYPES:
         served = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise ValueError(f"explain: dtype must be one of {served}; got {dtype!r}, which runs plain torch operations")

@@ -99,10 +99,10 @@ def _cuda_backend(dtype: torch.dtype, served: str) -> tuple[str, str]:
         return EAGER, f"{served}; no GPU here"
     choice, missing = chosen(), triton.missing()
     if choice:
-        return RUN[choice[0]], f"{choice[1]}; no GPU here, though"
+        return RUN[choice[0]], f"{choice[1]}; not here: no GPU"
     if missing:
         return EAGER, f"{missing}, {cupy.missing()}; no GPU here"
-    return KERNELS, "no GPU here, though"
+    return KERNELS, "not here: no GPU"
 
 
 EXAMPLES: tuple[tuple[str, int, int, int, dict[str, Any]], ...] = (

@@ -40,6 +40,21 @@ def test_the_package_runs_as_a_module(tmp_path):
     assert "epilogue demo --interpret" in result.stdout
 
 
+def test_without_a_command_the_commands_are_listed(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n    {command}" in printed for command in cli.COMMANDS)
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"epilogue {importlib.metadata.version('epilogue')}\n"
+
+
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:

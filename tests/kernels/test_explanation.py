@@ -9,6 +9,11 @@ from epilogue.cupy import tensors
 from epilogue.triton.plan.problem import DACT, DROPPED, GLU, LINEAR
 
 
+def test_a_gpu_in_any_case():
+    named = [epilogue.explain("linear", 8, 64, 64, gpu=gpu) for gpu in ("H100", "h100")]
+    assert named[0] == named[1]
+
+
 def test_a_line_for_each_way():
     found = epilogue.explain("linear", 8192, 4096, 14336, gpu="H200")
     lines = str(found).splitlines()

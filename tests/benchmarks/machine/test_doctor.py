@@ -62,7 +62,7 @@ def test_what_the_choice_of_a_kernel_rests_on():
 def test_a_backend_without_a_choice():
     with epilogue.backend("eager"):
         assert doctor.choices() == "Every call runs plain torch operations: eager was chosen."
-        row = ("torch.Tensor, CUDA, float16", "plain torch operations", "eager was chosen; no GPU here, though")
+        row = ("torch.Tensor, CUDA, float16", "plain torch operations", "eager was chosen; not here: no GPU")
         assert row in doctor.backends()
 
 
