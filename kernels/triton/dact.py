@@ -69,6 +69,7 @@ def linear_dact_tma_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
     """linear_dact_kernel by tensor descriptors, persistent as linear_fwd_tma_kernel is."""
+    tl.assume(K > 0)  # else the loops are compiled twice, with and without a product
     count = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), count, tl.num_programs(0), flatten=True):
         tile_m, tile_n = tile_position(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)

@@ -89,6 +89,7 @@ def linear_fwd_tma_kernel(
     A gated layer's weights are one box [2, BLOCK_N, BLOCK_K], so that one product gives both tiles: two products of half the width would
     read x from shared memory twice as often. UP is up's place in that pair, None where there is one weight.
     """
+    tl.assume(K > 0)  # else the loops are compiled twice, with and without a product
     tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     WEIGHTS: tl.constexpr = 1 if UP is None else 2
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):

@@ -24,6 +24,8 @@ CLEAN = Resources(registers=200, stack=0, spills=0, shared=1024, sass="HGMMA.64x
 def test_what_is_clean():
     assert audit.faults(FORWARD, "sm_90", CLEAN) == []
     assert audit.faults(FORWARD, "sm_100", replace(CLEAN, sass="UTCHMMA UTMALDG UTMASTG")) == []
+    backward = replace(FORWARD, kernel="linear_dact_tma")  # stores by pointers
+    assert audit.faults(backward, "sm_90", replace(CLEAN, sass="HGMMA UTMALDG")) == []
     assert audit.faults(BACKWARD, "sm_90", replace(CLEAN, sass="")) == []
 
 
