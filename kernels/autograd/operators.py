@@ -104,9 +104,8 @@ def register(
     def of_records(*arguments: Any) -> Any:
         values: list[Any] = []
         for argument in arguments:
-            values.extend(
-                argument if isinstance(argument, tuple) else [argument]
-            )  # torch 2.11 traces no `list += named tuple`
+            # Not `values +=`, which torch 2.11 does not trace with a named tuple.
+            values.extend(argument if isinstance(argument, tuple) else [argument])
         return operator(*values)
 
     return of_records

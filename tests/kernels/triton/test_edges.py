@@ -8,9 +8,11 @@ import epilogue
 from checks import assert_accurate
 from epilogue.applied import Applied, Needs
 from epilogue.operands import Dropout, Layer
+from epilogue.triton import linear
 from epilogue.triton.dact import linear_dact
 from epilogue.triton.dropout import dropout_mask
 from epilogue.triton.linear import linear_fwd
+from epilogue.triton.plan.chips import machine
 from epilogue.triton.plan.configs import DACT, GLU, TABLE
 from epilogue.triton.pointwise import act_bwd
 from epilogue.vocabulary import absolute, sqrt, where
@@ -64,6 +66,18 @@ def test_empty(op, kernel, m, n, k, rng, device):
     checks.unfused(op, z, SILU).sum().backward()
     for actual, expected in zip(checks.leaves(args), checks.leaves(z), strict=True):
         torch.testing.assert_close(actual.grad.double(), expected.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (1, 0), (0, 2), (0, 0)])
+def test_a_gated_layers_weights_lie_anywhere(first, second, device):
+    """By one descriptor whichever comes first in memory; not where one tensor is both."""
+    weights = draw(3, 72, 40, dtype=torch.float16, device=device, scale=40**-0.5)
+    x, gate, up = draw(50, 40, dtype=torch.float16, device=device), weights[first], weights[second]
+    problem = linear._problem(Layer(x, gate, up), Applied(SILU, (), True), "nothing")
+    assert problem.tma == (first != second and machine(x).descriptors)
+    exact = checks.unfused("glu", {"x": x.double(), "weight": (gate.double(), up.double()), "bias": None}, SILU)
+    plain = checks.unfused("glu", {"x": x, "weight": (gate, up), "bias": None}, SILU)
+    assert_accurate(epilogue.glu(x, (gate, up), activation="silu"), plain, exact)
 
 
 LAYOUTS = {
