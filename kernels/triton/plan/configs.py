@@ -76,15 +76,15 @@ TABLE: dict[tuple[Family, bool, int], tuple[Config, ...]] = {
     (DACT, True, 2): (
         Config(128, 256, 64, 8, 3, True, PIECES=4),
         Config(64, 128, 64, 4, 4, True, PIECES=2),
-        Config(64, 64, 64, 4, 4, True, PIECES=2),
+        Config(64, 64, 64, 4, 4, True),
     ),
-    (DACT, True, 4): (Config(128, 128, 32, 8, 3, True, PIECES=4), Config(64, 64, 32, 4, 4, True, PIECES=2)),
+    (DACT, True, 4): (Config(128, 128, 32, 8, 3, True, PIECES=4), Config(64, 64, 32, 4, 4, True)),
     (DACT, False, 2): (
         Config(128, 128, 32, 8, 4, PIECES=4),
-        Config(64, 64, 32, 8, 4, PIECES=2),
+        Config(64, 64, 32, 8, 4),
         Config(16, 64, 64, 4, 4),
     ),
-    (DACT, False, 4): (Config(64, 64, 16, 8, 3, PIECES=4), Config(16, 64, 32, 4, 3, PIECES=2)),
+    (DACT, False, 4): (Config(64, 64, 16, 8, 3, PIECES=2), Config(16, 64, 32, 4, 3)),
 }
 
 # With dropout the widest tile spills.
