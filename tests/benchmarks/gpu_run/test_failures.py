@@ -125,14 +125,11 @@ def test_the_time_is_up(tests, status, run, parallel):
     assert {row["kind"] for row in found["rows"]} == ({"launch"} if status == failures.STOPPED_FAILED else set())
 
 
-@pytest.mark.parametrize("parallel", [(), ("-n", "2")], ids=["one process", "xdist"])
-def test_a_run_in_time_tries_some_of_everything(pytester, parallel):
+def test_a_run_in_time_tries_some_of_everything(pytester):
     """The first file's tests come first, then those of the others that are named, then the rest, each in mixed order."""
-    if parallel:
-        pytest.importorskip("xdist")
     for name in ("a", "b", "c"):
         pytester.makepyfile(**{f"test_{name}": GOOD})
-    command = ("-p", failures.__name__, "-q", "--minutes", "1", *parallel, "test_c.py", "test_b.py", ".")
+    command = ("-p", failures.__name__, "-q", "--minutes", "1", "test_c.py", "test_b.py", ".")
     ordered = pytester.runpytest_subprocess(*command, "--collect-only").outlines[:18]
     assert [line[5] for line in ordered] == [*"c" * 6, *"b" * 6, *"a" * 6]
     assert [line[-2] for line in ordered[:6]] != [*"012345"]

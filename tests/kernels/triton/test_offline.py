@@ -23,8 +23,9 @@ DEAREST = ("gelu", "gelu_tanh", "mish", "softplus", "tanhshrink", "celu")
 def tried(arch):
     """Every kernel and config once per architecture, in one of its forms in turn; `epilogue audit` tries all of them.
 
-    Lean are the pointer kernels on sm_100, float16, which is tried on sm_90 alone, and a backward without dropout that has a twin with it.
-    The widest descriptor tiles are tried both full and lean. float32's backward with dropout takes half a minute on sm_100: not there.
+    Not the pointer kernels on sm_100, and their backward with dropout on sm_80 alone; float16's descriptor kernels on sm_90 alone, lean.
+    Lean too is a backward without dropout on sm_100, or with a twin that has it. On sm_90 backward's descriptor tiles are tried full and
+    lean. float32's backward with dropout takes half a minute on sm_100: not there.
     """
     every = list(shipped(arch))
     for case in every:
@@ -32,13 +33,16 @@ def tried(arch):
         backward, tma = case.kernel.startswith("linear_dact"), case.kernel.endswith("_tma")
         twin = backward and not case.dropout and replace(case, dropout=True) in every
         slow = backward and case.dropout and case.dtype == torch.float32
-        if case.dtype == torch.float16:
-            tries = [lean] if arch == "sm_90" else []
+        pointers = case.config is not None and not tma
+        if pointers and (arch == "sm_100" or (arch == "sm_90" and backward and case.dropout)):
+            tries = []
+        elif case.dtype == torch.float16:
+            tries = [lean] if arch == "sm_90" and not pointers else []
         elif case.config is None:
             tries = [case]
-        elif twin or (arch == "sm_100" and (slow or not tma)):
+        elif twin or (arch == "sm_100" and (slow or (backward and not case.dropout))):
             tries = [lean]
-        elif tma and case.dtype == torch.bfloat16 and (arch == "sm_100" or (backward and not case.dropout)):
+        elif tma and case.dtype == torch.bfloat16 and backward and not case.dropout:
             tries = [full, lean]
         else:
             tries = [full]
