@@ -15,6 +15,9 @@ import walk
 from epilogue.benchmarks.bench import report
 from epilogue.benchmarks.bench.results import load
 from epilogue.benchmarks.train import memory
+from epilogue.triton.plan.chips import CHIPS
+from epilogue.triton.plan.dispatch import choose
+from measured import products
 
 README = Path(__file__).parent.parent / "README.md"
 RESULTS = README.parent / "benchmarks/results"
@@ -32,33 +35,20 @@ def test_first_example():
 
 def test_the_times_of_products_are_the_results():
     """Each row of the table: the bare product, the way that the dispatcher takes, cuBLAS and a pointwise kernel."""
-    pytest.importorskip("triton")
-    from epilogue.triton.plan.chips import CHIPS
-    from epilogue.triton.plan.configs import Config
-    from epilogue.triton.plan.dispatch import choose
-    from epilogue.triton.plan.problem import GLU, LINEAR, Problem
-
     found = {}
-    for row in json.loads((RESULTS / "tiles-nvidia-h200.json").read_text(encoding="utf-8"))["rows"]:
-        gated = row["product"] == "gated forward"
-        sizes = row["m"], row["n"], row["k"]
-        family = GLU if gated else LINEAR
-        problem = Problem(
-            family, *sizes, torch.bfloat16, "tf32", True, row["activation"], gated, row["keeps"], library=False
-        )
-        bare, unfused, *tiles = (time["us"][1] for time in row["times"])
-        ways = dict(zip((Config(**time["way"]) for time in row["times"][2:]), tiles, strict=True))
-        if row["product"] in ("forward", "gated forward"):
-            name = ("SwiGLU" if gated else row["activation"]) + ", keeps" * row["keeps"]
-            taken = {**ways, "unfused": unfused}[choose(problem, CHIPS["H200"])]
-            found[(*sizes, name)] = [f"{us:,.0f}" if us >= 100 else f"{us:.1f}" for us in (bare, taken, unfused)]
+    for _, problem, bare, times in products():
+        if not problem.backward:
+            label = ("SwiGLU" if problem.gated else problem.activation) + ", keeps" * problem.keeps
+            taken = times[choose(problem, CHIPS["H200"])]
+            texts = [f"{us:,.0f}" if us >= 100 else f"{us:.1f}" for us in (bare, taken, times["unfused"])]
+            found[problem.m, problem.k, problem.n, label] = texts
     cells = re.findall(
         r"^\| ([\d,]+) × ([\d,]+) → ([\d,]+) \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", TEXT, re.MULTILINE
     )
     assert len(cells) == 15
-    for m, k, n, name, *times in cells:
-        sizes = (int(size.replace(",", "")) for size in (m, n, k))
-        assert found[(*sizes, name)] == times
+    for *sizes, label, bare, taken, unfused in cells:
+        m, k, n = (int(size.replace(",", "")) for size in sizes)
+        assert found[m, k, n, label] == [bare, taken, unfused]
 
 
 def test_signatures_are_the_functions():

@@ -91,8 +91,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """A run that may be stopped has tried some of everything: of the files named, and of each file's tests, in a fixed random order."""
     if config.getoption("--minutes") is None:
         return
-    named = config.invocation_params.args
-    files = [str(argument) for argument in named if str(argument).endswith(".py")]
+    files = [str(argument) for argument in config.invocation_params.args if str(argument).endswith(".py")]
 
     def turn(item: pytest.Item) -> tuple[int, str]:
         file = item.nodeid.partition("::")[0]

@@ -93,12 +93,12 @@ def linear_dact(
     """
     saved = saved.contiguous()  # a user's hooks may give back another layout
     if choice is None:
-        choice = choose(_problem(dy, weight, saved, keep, applied, needs.h), machine(dy))
+        choice = choose(_problem(dy, weight, applied, needs.h), machine(dy))
     call = dy, weight, saved, keep, applied, needs
     return _fused_dact(*call, choice) if isinstance(choice, Config) else unfused_dact(*call, act_bwd)
 
 
-def _problem(dy: Tensor, weight: Tensor, saved: Tensor, keep: Keep, applied: Applied, emits: bool) -> Problem:
+def _problem(dy: Tensor, weight: Tensor, applied: Applied, emits: bool) -> Problem:
     (m, k), n = dy.shape, weight.shape[1]
     serve = descriptors_serve(dy, weight)
     dropout = applied.dropout is not None

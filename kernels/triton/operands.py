@@ -85,14 +85,13 @@ def tile_arguments(
     return matrices if block is None else [descriptor(matrix, block) for matrix in matrices]
 
 
-def descriptors_serve(*matrices: Tensor | None) -> bool:
+def descriptors_serve(*matrices: Tensor) -> bool:
     """True if the descriptor kernels serve these matrices, on the chip and in the precision of the first.
 
     Tensor descriptors need unit column strides, rows that do not overlap, bases and row strides of a multiple of 16 bytes, and no empty
     axis.
     """
     first = matrices[0]
-    assert first is not None
     if not machine(first).descriptors or precision(first.dtype) == "ieee":
         return False
     return all(
@@ -102,5 +101,4 @@ def descriptors_serve(*matrices: Tensor | None) -> bool:
         and t.stride(0) * t.element_size() % 16 == 0
         and t.data_ptr() % 16 == 0
         for t in matrices
-        if t is not None
     )

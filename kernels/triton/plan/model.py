@@ -57,7 +57,7 @@ def fused_time(problem: Problem, config: Config, chip: Machine) -> float:
     waits = (READ * problem.reads + SUMMED * summed) / ISSUED
     epilogue = elements * max(_issue(problem, moved) + waits, moved * itemsize / L2_WIDTH)
     tile = _product_cycles(problem, config.BLOCK_M, columns, chip) / pipeline + epilogue
-    cycles = -(-tiles // chip.processors) * tile
+    cycles = -(-tiles // chip.processors) * tile  # of a config's several blocks each has its share of the rates
     operands = (m + n * problem.family.products) * k * itemsize
     return LAUNCH + _longer(cycles, operands + moved * m * n * itemsize, chip, FUSED_STREAM_SHARE)
 

@@ -65,7 +65,7 @@ def backward_problem(
 ) -> Problem:  # fmt: skip
     """The problem of dz, for an MLP of n hidden and k output features.
 
-    emits: whether h is written for the down weight's gradient. descriptors: whether they serve dy, the down weight and the kept tensor.
+    emits: whether h is written for the down weight's gradient. descriptors: whether they serve dy and the down weight.
     """
     return _problem(DROPPED if dropout else DACT, m, n, k, dtype, act, gated, emits, descriptors)
 

@@ -110,7 +110,7 @@ def user_path(chip: Machine) -> Path | None:
 
 @functools.cache
 def _driver() -> str:
-    """The version of CUDA that the driver supports, which a process can query without a tool; torch has it in some releases alone."""
+    """The version of CUDA that the driver supports, which a process can query without a tool. torch 2.11 cannot."""
     if not torch.cuda.is_available():
         return "none"
     version = ctypes.c_int()
