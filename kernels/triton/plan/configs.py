@@ -46,10 +46,10 @@ def shared_bytes(config: Config, family: Family, itemsize: int) -> int:
 
 
 # (family, descriptors?, bytes per element) -> configs. Triton 3.6 to 3.9 compile them without a spill and within shared memory
-# (`epilogue audit` under each). Those with descriptors and 2 bytes were the fastest of a dozen or more without spills on one H200; the
-# others have not been timed. Two blocks on a multiprocessor hide one's epilogue under the other's product. IEEE float32 products have no
-# matrix instruction, so they stay with the pointer kernel, whose small tiles hold them without spilling. BLOCK_N is the width of each of a
-# gated layer's two tiles.
+# (`epilogue audit` under each). With descriptors and 2 bytes, the first of each family and forward's 64 x 128 were the fastest of a dozen
+# or more without spills on one H200; the others have not been timed. Two blocks on a multiprocessor hide one's epilogue under the other's
+# product. IEEE float32 products have no matrix instruction, so they stay with the pointer kernel, whose small tiles hold them without
+# spilling. BLOCK_N is the width of each of a gated layer's two tiles.
 TABLE: dict[tuple[Family, bool, int], tuple[Config, ...]] = {
     (LINEAR, True, 2): (
         Config(128, 128, 64, 4, 3, True, PIECES=4, blocks=2),

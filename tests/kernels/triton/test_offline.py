@@ -11,10 +11,14 @@ import torch
 import epilogue
 
 pytest.importorskip("tqdm")
+from epilogue.applied import Applied, Needs
 from epilogue.benchmarks.offline.audit import every_activation, faults
-from epilogue.benchmarks.offline.compiler import CHIPS, compile_case, epilogue_cost, forms, shipped
+from epilogue.benchmarks.offline.compiler import CHIPS, absent_gpu, compile_case, epilogue_cost, forms, shipped
 from epilogue.catalogue import ACTIVATIONS
-from epilogue.triton.plan.configs import GLU, TABLE
+from epilogue.operands import Layer
+from epilogue.triton.dact import linear_dact
+from epilogue.triton.linear import linear_fwd
+from epilogue.triton.plan.configs import DACT, GLU, LINEAR, TABLE
 from epilogue.triton.plan.cost import cost_of, epilogue_formulas
 
 DEAREST = ("gelu", "gelu_tanh", "mish", "softplus", "tanhshrink", "celu")
@@ -71,6 +75,16 @@ CASES = [
 def test_kernel_is_clean(case, arch, monkeypatch):
     monkeypatch.setenv("TRITON_DISABLE_LINE_INFO", "1")  # a fifth of the time, and the same registers
     assert faults(case, arch, compile_case(case, arch)) == []
+
+
+def test_a_persistent_loop_is_compiled_once():
+    """Of two nested loops Triton makes one, and a second version for an inner loop without a step, unless it knows that there is one."""
+    x = torch.empty(128, 128, dtype=torch.bfloat16)
+    applied, needs = Applied(ACTIVATIONS["silu"], (), False), Needs(h=True)
+    with absent_gpu("sm_90") as compiled:
+        linear_fwd(Layer(x, x), applied, "nothing", TABLE[LINEAR, True, 2][0])
+        linear_dact(x, x, x, "input", applied, needs, TABLE[DACT, True, 2][-1])
+    assert [kernel.asm["ttgir"].count("scf.for") for kernel in compiled] == [1, 1]
 
 
 BUDGETS = {"sigmoid_": 5, "gelu": 12, "gelu_tanh": 9, "gelu_grad": 15, "softplus": 14, "mish": 14}
