@@ -20,6 +20,24 @@ elif not torch.cuda.is_available():
     collect_ignore = [*({path.name for path in Path(__file__).parent.glob("test_*.py")} - COMPILED - WITHOUT_KERNELS)]
 
 
+def patched_once(patch):
+    """Triton's interpreter puts its own functions into triton.language at a launch, and looks through all of it again at every call of a
+    jitted function within: a third of these tests' time, for nothing."""
+    import triton.language as tl
+
+    def patch_lang(fn):
+        languages = [value for value in fn.__globals__.values() if value is tl or value is tl.core]
+        return patch(fn) if any(tl.core.is_builtin(language.load) for language in languages) else None
+
+    return patch_lang
+
+
+if INTERPRET and interpreter_refusal() is None:
+    from triton.runtime import interpreter
+
+    interpreter._patch_lang = patched_once(interpreter._patch_lang)
+
+
 @pytest.fixture(autouse=True)
 def chosen(request, monkeypatch):
     """The tests of kernels run the fused ones whatever would be faster here; those of the parameter kernel="unfused" the others."""
