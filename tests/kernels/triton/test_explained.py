@@ -36,7 +36,7 @@ def asked(monkeypatch):
         return plain_layer(layer, applied._replace(dropout=None), keep, "triton")
 
     def linear_dact(dy, weight, saved, keep, applied, needs):
-        problems.append(dact._problem(dy, weight, saved, keep, applied, needs.h))
+        problems.append(dact._problem(dy, weight, applied, needs.h))
         m, n = dy.shape[0], weight.shape[1]
         width = (1 + applied.gated) * n
         return dy.new_zeros(m, width), dy.new_zeros(m, n), torch.zeros(width), torch.zeros(n)
