@@ -20,7 +20,7 @@ from .functional import (
     mlp,
     mlp_backward,
 )
-from .lookup import resolve
+from .lookup import check, resolve
 
 if TYPE_CHECKING:
     from . import nn as nn
@@ -32,6 +32,7 @@ __all__ = [
     "Activation",
     "activation",
     "backend",
+    "check",
     "derivative_of",
     "explain",
     "gated_mlp",

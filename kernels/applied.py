@@ -25,4 +25,4 @@ class Needs(NamedTuple):
     """act(z), computed again."""
     dbias: bool = False
     dparam: bool = False
-    """The gradient of the parameter that is an array."""
+    """The gradients of the parameters that are arrays, by column: [P, N]."""

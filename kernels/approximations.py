@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .vocabulary import absolute, where
+from .vocabulary import absolute, maximum, where
 
 # ex2.approx.ftz: relative error 2⁻²², results below 2⁻¹²⁶ are 0. Without ftz the same costs three more instructions.
 exp2_approx = np.exp2
@@ -54,6 +54,13 @@ def fast_sigmoid(x):
     return reciprocal_approx(1.0 + exp2_approx(x * -1.4426950408889634))
 
 
+def fast_softplus(x):
+    """max(x, 0) + log1p(e^-|x|) in the fast forms above. 0.50 ulp of bfloat16, 0.50 ulp of float16."""
+    e = exp2_approx(absolute(x) * -1.4426950408889634)
+    series = e * (1.4426950408889634 - 0.7213475204444817 * e)
+    return maximum(x, 0.0) + 0.6931471805599453 * where(e < 0.0078125, series, log2_approx(1.0 + e))
+
+
 def fast_tanh(x):
     """x - x³/3 for |x| < 1/16, else 1 - 2 / (1 + e²ˣ). 0.50 ulp of bfloat16, 0.50 ulp of float16.
 
@@ -86,7 +93,7 @@ def float16_normal_cdf(x):
 
 _FAST: dict[str, Callable] = {
     "exp": fast_exp, "expm1": fast_expm1, "log1p": fast_log1p, "reciprocal": fast_reciprocal, "sigmoid": fast_sigmoid,
-    "tanh": fast_tanh,
+    "softplus": fast_softplus, "tanh": fast_tanh,
 }  # fmt: skip
 FAST: dict[str, dict[str, Callable]] = {
     "bfloat16": {**_FAST, "normal_cdf": bfloat16_normal_cdf},

@@ -3,9 +3,13 @@
 import difflib
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, overload
+
+from .derivation import Dual, applied, derived
+from .formula import arguments_of, frozen, function_of, on_torch, trace_of
 
 Formula = Callable[..., Any]
 
@@ -26,19 +30,22 @@ VARIANTS: dict[tuple[str, str, Any], str] = {}
 
 _TAKEN = frozenset({
     "x", "a", "b", "weight", "bias", "activation", "gate_weight", "up_weight", "down_weight", "gate_bias", "up_bias", "down_bias",
-    "gate", "up", "down", "dropout_p", "dropout", "training", "recompute", "in_features", "hidden_features", "out_features", "device",
-    "dtype",
+    "dropout_p", "dropout", "training", "recompute", "in_features", "hidden_features", "out_features", "device", "dtype",
 })  # fmt: skip
 """Names that a parameter cannot have, because the operations and modules have arguments of these names."""
 
 
 class _Derivatives(dict[str, Formula]):
-    """Derivatives by operand or parameter. Asking for a missing one raises an error that says how to add it."""
+    """The derivatives that were given, by operand or parameter. One that was not is derived when it is first asked for."""
+
+    def __init__(self, derive: Callable[[str], Formula]) -> None:
+        super().__init__()
+        self._derive, self._derived = derive, dict[str, Formula]()
 
     def __missing__(self, wrt: str) -> Formula:
-        raise ValueError(
-            f"this activation has no derivative with respect to {wrt!r}; add it with @epilogue.derivative_of"
-        )
+        if wrt not in self._derived:
+            self._derived[wrt] = self._derive(wrt)
+        return self._derived[wrt]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -60,16 +67,23 @@ class Activation:
     requires: tuple[Callable[..., bool], str] | None = None
     gated_name: str = ""
     gate: "Activation | None" = None
-    derivatives: dict[str, Formula] = field(default_factory=_Derivatives)
+    written: Formula | None = None
+    """The formula as it was written, which may call other activations."""
+    own_oracle: bool = True
+    """False where the oracle is the formula itself, on torch tensors."""
+    builtin: bool = False
+    """True for the package's own, which tests hold to torch. A user's is checked when it is first used."""
+    derivatives: _Derivatives = field(init=False)
     from_output: list[tuple[Formula, Callable[..., bool], bool, bool]] = field(default_factory=list)
     gated: "Activation" = field(init=False)
     """The gated variant a, b -> value(a) · b of an elementwise activation. A pair is its own gated variant."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "derivatives", _Derivatives(self._derived))
         object.__setattr__(self, "gated", self if self.arity == 2 else self._gated_variant())
 
     def _gated_variant(self) -> "Activation":
-        variant = Activation(
+        return Activation(
             name=self.gated_name,
             value=lambda a, b, *params: self.value(a, *params) * b,
             oracle=lambda F, a, b, *params: self.oracle(F, a, *params) * b,
@@ -79,25 +93,71 @@ class Activation:
             kinks=self.kinks,
             requires=self.requires,
             gate=self,
+            own_oracle=self.own_oracle,
+            builtin=self.builtin,
         )
-        variant.derivatives["b"] = lambda a, b, *params: self.value(a, *params)
-        return variant
+
+    def _derived(self, wrt: str) -> Formula:
+        """The derivative by an operand or parameter: a gated variant's by the product rule, any other by forward mode."""
+        base = self.gate
+        if base is None:
+            assert self.written is not None
+            trace = derived(self.written, (*self.operands, *self.params), wrt)
+            return function_of(trace, f"{self.value.__name__}_grad_{wrt}", self.value.__module__, None)
+        if wrt == "b":
+            return lambda a, b, *params: base.value(a, *params)
+        # Looked up at each call: the user may still add a derivative of the base.
+        return lambda a, b, *params: base.derivatives["x" if wrt == "a" else wrt](a, *params) * b
 
     def add_derivative(self, wrt: str, formula: Formula) -> None:
-        """Add the derivative with respect to an operand or parameter, and the gated variant's by the product rule."""
+        """Add the derivative with respect to an operand or parameter."""
         if wrt not in (*self.operands, *self.params):
             expected = ", ".join((*self.operands, *self.params))
             raise ValueError(f"{self.name} has no operand or parameter {wrt!r} to derive by; it has: {expected}")
-        self.derivatives[wrt] = formula
-        if self.arity == 1:
-            gated = lambda a, b, *params: formula(a, *params) * b  # noqa: E731
-            self.gated.derivatives["a" if wrt == "x" else wrt] = gated
+        self.derivatives[wrt] = self._checked(formula, (*self.operands, *self.params))
+
+    def add_output_derivative(self, formula: Formula, holds: Callable[..., bool], sign: bool, torchs: bool) -> None:
+        """Add a derivative that is written in y, and holds where `holds(*params)`."""
+        self.from_output.append((self._checked(formula, ("y", *self.params)), holds, sign, torchs))
+
+    def _checked(self, formula: Formula, takes: tuple[str, ...]) -> Formula:
+        given = arguments_of(formula)
+        if len(given) != len(takes):
+            raise ValueError(
+                f"a derivative of {self.name} takes the arguments ({', '.join(takes)}), got ({', '.join(given)})"
+            )
+        return frozen(formula)
+
+    def __call__(self, *operands: Any, **params: Any) -> Any:
+        """The activation alone, of NumPy arrays or torch tensors; within another's formula, of what that one computes with.
+
+        Parameters follow the operands or are keywords. Those left out have their defaults.
+        """
+        values = self._values(operands, params)
+        if any(isinstance(value, Dual) for value in values):
+            return applied(self.value, [self.derivatives[name] for name in (*self.operands, *self.params)], values)
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(values[0], torch.Tensor):
+            return self.oracle(torch.nn.functional, *values).to(values[0].dtype)
+        return self.value(*values)
+
+    def _values(self, operands: tuple, params: dict[str, Any]) -> list[Any]:
+        """The formula's arguments for a call."""
+        names = (*self.operands, *self.params)
+        given = dict(zip(names, operands, strict=False))
+        values = {**self.params, **given, **params}
+        missing = [name for name in names if values.get(name, inspect.Parameter.empty) is inspect.Parameter.empty]
+        if len(operands) > len(names) or given.keys() & params.keys() or len(values) > len(names) or missing:
+            raise TypeError(
+                f"{self!r} cannot be called with {len(operands)} operands and {', '.join(params) or 'no keywords'}"
+            )
+        return [values[name] for name in names]
 
     def __repr__(self) -> str:
         return f"<activation {self.name}({', '.join((*self.operands, *self.params))})>"
 
     def __reduce__(self):
-        return (getattr, (self.gate, "gated")) if self.gate else (resolve_name, (self.name,))
+        return (getattr, (self.gate, "gated")) if self.gate else (unpickled, (self.name, self.value.__module__))
 
     def __deepcopy__(self, memo):
         return self
@@ -109,8 +169,10 @@ class Activation:
 
     @property
     def learnable(self) -> tuple[str, ...]:
-        """The parameters that may be tensors and then get a gradient."""
-        return tuple(name for name in self.params if name in self.derivatives)
+        """The parameters that may be tensors and then get a gradient: those by which a derivative was given, or, where the formula is its
+        own oracle, all. A function of torch's may take numbers alone.
+        """
+        return tuple(name for name in self.params if name in self.base.derivatives or not self.own_oracle)
 
     def output_derivative(self, values: tuple) -> Formula | None:
         """The derivative written in y = value(x), or None where none holds for these parameters. With it, backward needs y alone."""
@@ -139,11 +201,11 @@ class Activation:
         return "output" if torchs else "sign" if sign else "input"
 
 
-def formulas(act: Activation, values: tuple, keep: Keep) -> dict[str, Formula | None]:
+def formulas(act: Activation, values: tuple, keep: Keep) -> dict[str, Any]:
     """The formulas of a backward kernel, written in the tensor that was kept: z ("input") or y ("output", "sign").
 
-    value: the elementwise activation or pair itself. grad: its derivative by the first operand; grad_up: by a pair's second operand;
-    grad_param: by the parameter that is an array in `values`. None where absent.
+    value: the elementwise activation or pair itself. grad: its derivative by the first operand; grad_up: by a pair's second operand, else
+    None; grad_params: by each parameter that is an array in `values`.
     """
     base = act.base
     grad: Formula | None
@@ -151,34 +213,53 @@ def formulas(act: Activation, values: tuple, keep: Keep) -> dict[str, Formula | 
         grad, grad_up = base.derivatives["a"], base.derivatives["b"]
     else:
         grad, grad_up = base.derivatives["x"] if keep == "input" else base.output_derivative(values), None
-    learned = next((name for name, v in zip(base.params, values, strict=True) if not isinstance(v, float)), "")
-    return {"value": base.value, "grad": grad, "grad_up": grad_up, "grad_param": base.derivatives.get(learned)}
+    learned = [name for name, value in zip(base.params, values, strict=True) if not isinstance(value, float)]
+    grad_params = tuple(base.derivatives[name] for name in learned)
+    return {"value": base.value, "grad": grad, "grad_up": grad_up, "grad_params": grad_params}
 
 
 def key_of(name: str) -> str:
     return name.lower().replace("_", "").replace("-", "")
 
 
-def _register(formula: Formula, arity: int, aliases: tuple[str, ...], gated_name: str = "", **record) -> Activation:
+def _register(
+    formula: Formula, arity: int, aliases: tuple[str, ...], oracle: Callable[..., Any] | None, kinks: Any, gated: str | None = None,
+    requires: tuple[Callable[..., bool], str] | None = None,
+) -> Activation:  # fmt: skip
+    trace = trace_of(formula)
+    if not formula.__name__.isidentifier():
+        raise ValueError("the formula of an activation needs a name: write it with def, not as a lambda")
     # A trailing underscore keeps a formula's name clear of the primitive that it calls (PEP 8): `tanh_` is the activation tanh.
     name = formula.__name__.rstrip("_")
+    gated_name = gated or f"gated_{name}"
     signature = list(inspect.signature(formula).parameters.values())
-    kinks = record.pop("kinks")
+    if len(signature) < arity or not {argument.place for argument in trace.arguments[:arity]} & trace.needed():
+        raise ValueError(
+            f"{name}: the formula of an activation takes {arity} operands before its parameters, and uses them"
+        )
     entry = Activation(
         name=name,
-        value=formula,
+        value=function_of(trace, formula.__name__, formula.__module__, formula.__doc__),
+        oracle=oracle or on_torch(trace),
         arity=arity,
         operands=("x",) if arity == 1 else ("a", "b"),
         params={p.name: p.default for p in signature[arity:]},
         kinks=kinks if callable(kinks) else lambda *values: tuple(kinks),
+        requires=requires,
         gated_name=gated_name,
-        **record,
+        written=formula,
+        own_oracle=oracle is not None,
+        builtin=formula.__module__ == f"{__package__}.activations",
     )
-    for param in entry.params:
+    for param, default in entry.params.items():
         if param in _TAKEN:
             raise ValueError(
                 f"a parameter of {name} cannot be called {param!r}: the operations already have that argument"
             )
+        if default is not inspect.Parameter.empty and (
+            isinstance(default, bool) or not isinstance(default, (int, float))
+        ):
+            raise ValueError(f"{name}'s parameter {param} must have a number for its default, or none; got {default!r}")
     spellings = {**dict.fromkeys((name, *aliases), entry), **({gated_name: entry.gated} if arity == 1 else {})}
     stale = _replaced(ACTIVATIONS.get(name), formula)
     for spelling in spellings:
@@ -199,41 +280,82 @@ def _replaced(entry: Activation | None, formula: Formula) -> set[str]:
     A function that makes activations makes another one at each call, so these do not replace each other.
     """
     place = (formula.__module__, formula.__qualname__)
-    if entry is None or "<locals>" in place[1] or place != (entry.value.__module__, entry.value.__qualname__):
+    if (
+        entry is None
+        or entry.written is None
+        or "<locals>" in place[1]
+        or place != (entry.written.__module__, entry.written.__qualname__)
+    ):
         return set()
     return {key for key, target in BY_KEY.items() if target in (entry, entry.gated)}
 
 
+@overload
+def activation(formula: Formula, /) -> Activation: ...
+@overload
 def activation(
-    *,
-    oracle: Callable[..., Any],
-    aliases: tuple[str, ...] = (),
-    gated: str | None = None,
-    kinks: tuple[float, ...] | Callable[..., tuple[float, ...]] = (),
-    requires: tuple[Callable[..., bool], str] | None = None,
+    *, oracle: Callable[..., Any] | None = None, aliases: tuple[str, ...] = (), gated: str | None = None,
+    kinks: tuple[float, ...] | Callable[..., tuple[float, ...]] = (), requires: tuple[Callable[..., bool], str] | None = None,
     variant_of: tuple[str, str, Any] | None = None,
-) -> Callable[[Formula], Activation]:
+) -> Callable[[Formula], Activation]: ...  # fmt: skip
+def activation(
+    formula: Formula | None = None, /, *, oracle: Callable[..., Any] | None = None, aliases: tuple[str, ...] = (),
+    gated: str | None = None, kinks: tuple[float, ...] | Callable[..., tuple[float, ...]] = (),
+    requires: tuple[Callable[..., bool], str] | None = None, variant_of: tuple[str, str, Any] | None = None,
+) -> Any:  # fmt: skip
     """Decorator that registers a function as the formula of an elementwise activation, `f(x, param=default, …)`.
 
-    oracle: torch's own version, `oracle(F, x, *params)` with F = torch.nn.functional; it serves as the eager operation and as the
-    test's independent truth. gated: the name of the gated variant, by default "gated_" before the activation's own. kinks: where the
-    derivative jumps, as a tuple or a function of the parameters. requires: a predicate of numeric parameters and its statement in words.
-    variant_of: ("gelu", "approximate", "tanh") makes `gelu` with that keyword mean this entry.
+        @epilogue.activation
+        def snake(x, alpha=1.0):
+            s = sin(alpha * x)
+            return x + s * s / alpha
+
+    A formula is straight-line arithmetic on x: + - * /, whole powers, comparisons, other activations, and the functions of
+    epilogue.vocabulary, among them `where(condition, a, b)` in place of `if`. It is called once, here, and what it computes then is what
+    every backend computes. Its derivatives follow by forward mode, unless `derivative_of` gives one that is cheaper or more accurate.
+    Value and derivatives are checked in float64 when the activation is first used (`epilogue.check`).
+
+    Args:
+        oracle: torch's own version, `oracle(F, x, *params)` with F = torch.nn.functional. Tensors that no kernel serves run it, and the
+            formula is checked against it. Without one the formula itself runs on tensors, and each parameter may be a tensor that learns.
+        aliases: further names.
+        gated: the name of the gated variant, by default "gated_" before the activation's own.
+        kinks: where the derivative jumps, as a tuple or a function of the parameters.
+        requires: a predicate of numeric parameters and its statement in words.
+        variant_of: ("gelu", "approximate", "tanh") makes `gelu` with that keyword mean this entry.
+
+    Returns:
+        The entry, which stands in the catalogue under the function's name. The same definition run again, as in a notebook, replaces it.
+
+    Raises:
+        ValueError: for what is no formula, with its line and column; for a name that is taken.
     """
 
     def register(formula: Formula) -> Activation:
-        gated_name = gated or f"gated_{formula.__name__.rstrip('_')}"
-        entry = _register(formula, 1, aliases, gated_name, oracle=oracle, kinks=kinks, requires=requires)
+        entry = _register(formula, 1, aliases, oracle, kinks, gated, requires)
         if variant_of:
             VARIANTS[variant_of] = entry.name
         return entry
 
-    return register
+    return register(formula) if formula else register
 
 
-def pair(*, oracle: Callable[..., Any], aliases: tuple[str, ...] = (), kinks=()) -> Callable[[Formula], Activation]:
-    """Decorator that registers a function as the formula of a pair, `f(a, b, param=default, …)`, for `glu` and `gated_mlp`."""
-    return lambda formula: _register(formula, 2, aliases, oracle=oracle, kinks=kinks)
+@overload
+def pair(formula: Formula, /) -> Activation: ...
+@overload
+def pair(
+    *, oracle: Callable[..., Any] | None = None, aliases: tuple[str, ...] = (), kinks: Any = ()
+) -> Callable[[Formula], Activation]: ...
+def pair(formula: Formula | None = None, /, *, oracle=None, aliases=(), kinks=()) -> Any:
+    """Decorator that registers a function as the formula of a pair, `f(a, b, param=default, …)`, for `glu` and `gated_mlp`.
+
+    The formula, the arguments and the errors are those of `activation`.
+    """
+
+    def register(formula: Formula) -> Activation:
+        return _register(formula, 2, aliases, oracle, kinks)
+
+    return register(formula) if formula else register
 
 
 def exact_in_half(value: float) -> bool:
@@ -249,22 +371,37 @@ def derivative_of(
     entry: Activation, wrt: str | None = None, *, output: bool | Callable[..., bool] = False, sign: bool = False,
     torchs: bool = False,
 ) -> Callable[[Formula], Formula]:  # fmt: skip
-    """Decorator that registers a function as a derivative of `entry`.
+    """Decorator that registers a function as a derivative of `entry`, in place of the one that follows from its formula.
 
-    wrt: the operand or parameter (default: the only operand); a parameter with a derivative is learnable. output: True if the formula is
-    written in y, not x, or a predicate of the parameters that says when y determines the derivative, also after rounding to 16 bits.
-    sign: the formula only needs to know whether y > 0, so 1.0 and 0.0 may stand for y (and 0.0 for NaN). torchs: torch's own backward
-    is written in y too, so users expect an error when they write to a layer's y.
+    Args:
+        wrt: the operand or parameter (default: the first operand). A parameter with a derivative is learnable.
+        output: True if the formula is written in y, not x, or a predicate of the parameters that says when y determines the derivative,
+            also after rounding to 16 bits. Backward then keeps y alone.
+        sign: the formula only needs to know whether y > 0, so 1.0 and 0.0 may stand for y (and 0.0 for NaN).
+        torchs: torch's own backward is written in y too, so users expect an error when they write to a layer's y.
+
+    Returns:
+        The function itself.
+
+    Raises:
+        ValueError: for what is no formula, for other arguments than the activation's (or y and its parameters), for an unknown `wrt`.
     """
 
     def register(formula: Formula) -> Formula:
         if output:
-            entry.from_output.append((formula, output if callable(output) else lambda *values: True, sign, torchs))
+            entry.add_output_derivative(formula, output if callable(output) else lambda *values: True, sign, torchs)
         else:
             entry.add_derivative(wrt or entry.operands[0], formula)
         return formula
 
     return register
+
+
+def unpickled(name: str, module: str) -> Activation:
+    """The activation of that name, for pickles. ValueError names the module that registers it."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"the pickle has the activation {name!r} of the module {module!r}: import that module first")
+    return ACTIVATIONS[name]
 
 
 def resolve_name(name: str) -> Activation:

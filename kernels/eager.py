@@ -4,9 +4,7 @@ The activation is torch's own function, so gradients of every order, functorch, 
 Results have the dtype of the product: under autocast that is autocast's, as for nn.Linear.
 """
 
-import builtins
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,16 +13,6 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.checkpoint import checkpoint
 
 from .catalogue import Activation
-from .vocabulary import PRIMITIVES
-
-VOCABULARY: dict[str, Any] = {
-    **{name: getattr(torch, name) for name in PRIMITIVES if name not in ("maximum", "minimum", "normal_cdf")},
-    "maximum": lambda a, b: torch.maximum(torch.as_tensor(a), torch.as_tensor(b)),
-    "minimum": lambda a, b: torch.minimum(torch.as_tensor(a), torch.as_tensor(b)),
-    "normal_cdf": torch.special.ndtr,
-    "__builtins__": builtins,  # torch imports modules as it runs, in its caller's frame
-}
-"""The primitives of formulas, on torch tensors."""
 
 
 def is_plain(tensor: Tensor) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .catalogue import ACTIVATIONS, BY_KEY, VARIANTS, Activation, key_of, resolve_name
+from .verification import Report, check_first, numbers_of, report_of
 
 _FUNCTIONS: dict[Any, str] = {}  # torch's function -> name of its entry, see learn_functions
 
@@ -145,9 +146,11 @@ def resolve_call(op: str, spec: Any, params: dict[str, Any], gated: bool) -> tup
     """
     if not params:  # the fast path for a plain name, or a module's Activation
         act = ACTIVATIONS.get(spec) if type(spec) is str else current(spec) if type(spec) is Activation else spec
-        if type(act) is Activation and act.arity == 1 and not act.params:
+        if type(act) is Activation and act.arity == 1 and not act.params and act.builtin:
             return act, ()
     act, fixed = resolve(spec)
+    if not act.builtin:
+        check_first(act.base.name)
     if act.arity == 2 and not gated:
         raise ValueError(
             f"{op}: {act.name!r} takes two operands; use epilogue.glu or epilogue.gated_mlp (FusedGLU, FusedGatedMLP), "
@@ -202,3 +205,26 @@ def _param_value(entry: Activation, name: str, value: Any) -> Any:
     if math.isnan(number):
         raise ValueError(f"{entry.name}'s {name} must be a number, got nan")
     return number
+
+
+def check(activation: Any, **params: float) -> Report:
+    """Check that an activation is one function everywhere, in float64.
+
+    Its derivatives, given or derived, are compared with central differences of its formula; where torch is imported, the formula with the
+    oracle, and the derivatives with torch's own of the oracle (autograd).
+
+    Args:
+        activation: anything that `epilogue.resolve` takes.
+        params: its parameters, numbers. Those left out have their defaults.
+
+    Returns:
+        A report, true if every comparison holds to 1e-6 of 1 + |expected|. Printed, it lists them with their worst points.
+
+    Raises:
+        ValueError, TypeError: for an unknown activation or parameter.
+
+    >>> assert check("gelu")
+    """
+    entry, fixed = resolve(activation)
+    act, values = bind_params(entry.base, {**fixed, **params})
+    return report_of(act, [numbers_of(act, values)])

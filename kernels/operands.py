@@ -41,8 +41,6 @@ def activation_refusal(act: Activation, values: tuple, gated: bool) -> str | Non
     """The reason why no kernel serves a layer with this activation, or None."""
     if act.name == "identity" and not gated:
         return "without an activation the product is cuBLAS's"
-    if len(values) > 1 and sum(isinstance(value, Tensor) for value in values) > 1:
-        return f"{act.name} with more than one learnable tensor runs plain torch operations"
     return None
 
 
@@ -81,6 +79,8 @@ def draw_seed(device: torch.device) -> Tensor:
 
 class Layer(NamedTuple):
     """The tensors of a layer: x [..., K], one or two weights with their biases, and the activation's learnable tensor.
+
+    Several learnable tensors are the rows of one, [P, N] or [P, 1].
 
     weight is [N, K]. In a gated layer it is gate's, beside up_weight, or both packed as [2N, K] without up_weight. bias has the same form.
     """

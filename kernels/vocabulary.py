@@ -1,10 +1,13 @@
 """The primitives that an activation's formula may use, in NumPy, and `bind`, which moves a formula to another backend.
 
-Every backend has functions of these names; `bind` gives a formula's code object those of one backend.
+Every backend has functions of these names; `bind` gives a formula's code object those of one backend. Called with the values of a trace
+(trace.py), they record themselves: NumPy's own through `__array_ufunc__`, those written here through `_primitive`.
 """
 
+import functools
 import types
 from collections.abc import Callable, Mapping
+from math import erf as _erf
 from math import erfc
 from math import sqrt as _sqrt
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 import numpy as np
 
 absolute = np.absolute
+cos = np.cos
 exp = np.exp
 expm1 = np.expm1
 log = np.log
@@ -19,27 +23,62 @@ log1p = np.log1p
 maximum = np.maximum
 minimum = np.minimum
 reciprocal = np.reciprocal  # 1 / x for denominators below 2¹²⁶ only, so that a backend may use a fast form
+sin = np.sin
 sqrt = np.sqrt
 tanh = np.tanh
 where = np.where
 
 
+def _primitive(function: Callable) -> Callable[..., Any]:
+    """The function of arrays, which a trace records by its name."""
+
+    @functools.wraps(function)
+    def call(x):
+        return x.then(function.__name__, x) if hasattr(x, "then") else function(x)
+
+    return call
+
+
+def _elementwise(function: Callable[[float], float], x: Any) -> Any:
+    """Python's function of each element, in the dtype of x."""
+    x = np.asarray(x)
+    return np.asarray(np.frompyfunc(function, 1, 1)(x.astype(np.float64)), dtype=np.float64).astype(x.dtype)
+
+
+@_primitive
+def erf(x):
+    """The error function, 2/√π ∫₀ˣ e^(-t²) dt. NumPy itself has none."""
+    return _elementwise(_erf, x)
+
+
+@_primitive
+def normal_cdf(x):
+    """Φ(x) = erfc(-x/√2) / 2: erfc rather than 1 + erf, which cancels for x < 0."""
+    return _elementwise(lambda v: 0.5 * erfc(-v / _sqrt(2.0)), x)
+
+
+@_primitive
+def rsqrt(x):
+    """1 / √x."""
+    return 1.0 / np.sqrt(x)
+
+
+@_primitive
 def sigmoid(x):
     """1 / (1 + e⁻ˣ), through e^-|x| so that nothing overflows and both tails keep their relative accuracy."""
     e = np.exp(-np.absolute(x))
     return np.where(x < 0.0, e, 1.0) / (1.0 + e)
 
 
-def normal_cdf(x):
-    """Φ(x) = erfc(-x/√2) / 2: erfc rather than 1 + erf, which cancels for x < 0. NumPy itself has neither."""
-    x = np.asarray(x)
-    values = np.frompyfunc(lambda v: 0.5 * erfc(-v / _sqrt(2.0)), 1, 1)(x.astype(np.float64))
-    return np.asarray(values, dtype=np.float64).astype(x.dtype)
+@_primitive
+def softplus(x):
+    """log(1 + eˣ) = max(x, 0) + log(1 + e^-|x|), without torch's threshold."""
+    return np.maximum(x, 0.0) + np.log1p(np.exp(-np.absolute(x)))
 
 
 PRIMITIVES = (
-    "absolute", "exp", "expm1", "log", "log1p", "maximum", "minimum", "normal_cdf", "reciprocal", "sigmoid",
-    "sqrt", "tanh", "where",
+    "absolute", "cos", "erf", "exp", "expm1", "log", "log1p", "maximum", "minimum", "normal_cdf", "reciprocal", "rsqrt",
+    "sigmoid", "sin", "softplus", "sqrt", "tanh", "where",
 )  # fmt: skip
 
 NUMPY: dict[str, Any] = {name: globals()[name] for name in PRIMITIVES}

@@ -31,9 +31,9 @@ class Activated(nn.Module):
         self._numbers: dict[str, float] = {}
         for name, value in zip(act.params, values, strict=True):
             if isinstance(value, nn.Parameter):
-                self.register_parameter(name, value)
+                self.register_parameter(_attribute(name), value)
             elif isinstance(value, torch.Tensor):
-                self.register_buffer(name, value)
+                self.register_buffer(_attribute(name), value)
             else:
                 self._numbers[name] = value
 
@@ -44,7 +44,7 @@ class Activated(nn.Module):
         """
         self._initial = {}
         for name in self.activation.params:
-            given = getattr(self, name, None)
+            given = getattr(self, _attribute(name), None)
             if name in self._numbers or given is None:
                 continue
             if given.is_meta or isinstance(given, FakeTensor):
@@ -57,25 +57,32 @@ class Activated(nn.Module):
             there = torch.empty_like(given, device=device, dtype=dtype, requires_grad=False)
             if (there.device, there.dtype) != (given.device, given.dtype):
                 parameter = isinstance(given, nn.Parameter)
-                setattr(self, name, nn.Parameter(there, given.requires_grad) if parameter else there)
+                setattr(self, _attribute(name), nn.Parameter(there, given.requires_grad) if parameter else there)
                 _fill(there, self._initial[name])
 
     def reset_activation(self) -> None:
         """Set the activation's learnable parameters and buffers to what the constructor was given."""
         for name, initial in self._initial.items():
-            _fill(getattr(self, name).detach(), initial)
+            _fill(getattr(self, _attribute(name)).detach(), initial)
 
     def activation_params(self) -> dict[str, Any]:
         """Return the activation's keywords for this call."""
         if len(self._numbers) == len(self.activation.params):
             return self._numbers
-        return {name: self._numbers.get(name, getattr(self, name, None)) for name in self.activation.params}
+        return {name: self._numbers.get(name, getattr(self, _attribute(name), None)) for name in self.activation.params}
 
     def activation_repr(self) -> str:
-        learned = {name: getattr(self, name) for name in self.activation.params if name not in self._numbers}
+        learned = {
+            name: getattr(self, _attribute(name)) for name in self.activation.params if name not in self._numbers
+        }
         shown = [f"{name}={value:g}" for name, value in self._numbers.items()]
         shown += [f"{name}={list(value.shape)}" for name, value in learned.items()]
         return ", ".join([f"activation={self.activation.name!r}", *shown])
+
+
+def _attribute(name: str) -> str:
+    """The module's attribute for a parameter of the activation, clear of an MLP's children."""
+    return f"activation_{name}" if name in ("gate", "up", "down") else name
 
 
 def _fill(tensor: torch.Tensor, initial: float | torch.Tensor) -> None:

@@ -178,10 +178,10 @@ def unfused(op: str, args: dict[str, Any], entry: Activation, values: tuple = ()
     """The operation as people write it in torch."""
     x, *rest = args.values()
     if op == "linear":
-        return entry.oracle(F, F.linear(x, *rest), *values)
+        return oracle(entry, values, F.linear(x, *rest))
     if op == "mlp":
         up, down, up_bias, down_bias = rest
-        h = entry.oracle(F, F.linear(x, up, up_bias), *values)
+        h = oracle(entry, values, F.linear(x, up, up_bias))
         return F.linear(F.dropout(h, dropout_p), down, down_bias)
     if op.startswith("gated_mlp"):
         gate, up, down, gate_bias, up_bias, down_bias = rest
@@ -193,7 +193,12 @@ def unfused(op: str, args: dict[str, Any], entry: Activation, values: tuple = ()
         a, b = (F.linear(x, w, bias and bias[i]) for i, w in enumerate(weight))
     else:
         a, b = F.linear(x, weight, bias).chunk(2, -1)
-    return entry.oracle(F, a, b, *values) if entry.arity == 2 else entry.oracle(F, a, *values) * b
+    return oracle(entry, values, a, b) if entry.arity == 2 else oracle(entry, values, a) * b
+
+
+def oracle(entry: Activation, values: tuple, *operands):
+    """The activation on torch tensors, in their dtype: a formula without an oracle computes 16 bits in float32."""
+    return entry.oracle(F, *operands, *values).to(operands[0].dtype)
 
 
 def train(function: Callable, args: dict[str, Any], dy, values: tuple = ()) -> list[Any]:
@@ -242,3 +247,13 @@ def philox(seed, group, row, rounds):
         c = [(b >> 32) ^ c[1] ^ k[0], b & low, (a >> 32) ^ c[3] ^ k[1], a & low]
         k = [(k[0] + 0x9E3779B9) & low, (k[1] + 0xBB67AE85) & low]
     return c
+
+
+H = 1e-3
+"""The step of `slope`."""
+
+
+def slope(function, x):
+    """f'(x) to fourth order in H."""
+    near, far = function(x + H) - function(x - H), function(x + 2 * H) - function(x - 2 * H)
+    return (8 * near - far) / (12 * H)

@@ -92,7 +92,7 @@ def _backward(ctx, dy: Tensor | None, dz_more: Tensor | None, act_bwd: Callable)
     dy = rows_of(dy.resolve_neg())  # autograd of complex numbers negates lazily, by a bit that a kernel cannot see
     if dz_more is not None or in_plain_operations():
         kept = rows_of(saved) if call.keep == "output" else saved
-        _, dz, dlearned = from_kept(dy, kept, call.keep, layer.learned, call.applied(layer.learned))
+        _, dz, dlearned = from_kept(dy, kept, call.keep, layer.learned, call.applied)
         dz = dz if dz_more is None else dz + dz_more
         dbias = dz.sum(0)
     else:
@@ -120,7 +120,8 @@ def layer_gradients(dz, dbias, dlearned, layer: Layer, want: Wanted, leading) ->
     dbias = dgate_bias.to(dz.dtype) if want.bias else None
     if want.learned:
         assert learned is not None
-        dlearned = (dlearned.sum() if learned.numel() == 1 else dlearned).reshape(learned.shape).to(learned.dtype)
+        summed = dlearned if dlearned.numel() == learned.numel() else dlearned.sum(-1)  # of one element for all columns
+        dlearned = summed.reshape(learned.shape).to(learned.dtype)
     return dx, dw, dup, dbias, dup_bias, dlearned if want.learned else None
 
 
@@ -174,10 +175,10 @@ def _fake_forward(layer: Layer, seed: Tensor | None, call: Call) -> tuple[Tensor
     return x.new_empty(*x.shape[:-1], n), kept_like(x, n, call.gated, call.keep)
 
 
-def fake_gradients(dy: Tensor, n: int, gated: bool, needs: Needs) -> tuple[Tensor, ...]:
+def fake_gradients(dy: Tensor, n: int, call: Call, needs: Needs) -> tuple[Tensor, ...]:
     """Uninitialized tensors with the shapes and dtypes of a backward kernel's results, for n features."""
-    m, width = dy.shape[0], 2 * n if gated else n
-    shapes = ((m, width), (m, n), (width,), (n,))
+    m, width = dy.shape[0], 2 * n if call.gated else n
+    shapes = ((m, width), (m, n), (width,), (len(call.learned_at), n))
     dtypes = (dy.dtype, dy.dtype, torch.float32, torch.float32)
     return tuple(
         dy.new_empty(shape, dtype=dtype) if needed else dy.new_empty(0)
@@ -186,7 +187,7 @@ def fake_gradients(dy: Tensor, n: int, gated: bool, needs: Needs) -> tuple[Tenso
 
 
 def _fake_backward(dy, saved, learned, call: Call, needs: Needs) -> tuple[Tensor, ...]:
-    return fake_gradients(dy, dy.shape[1], call.gated, needs)
+    return fake_gradients(dy, dy.shape[1], call, needs)
 
 
 def layer_flops(x, weight, up_weight, *others, **more) -> int:

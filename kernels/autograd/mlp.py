@@ -161,7 +161,7 @@ def _differentiable_dact(
     if dkept is not None and call.keep == "output":
         dh, dkept = dh + dkept, None
     dh = dropped(dh, applied.dropout, call.backend)
-    h, dz, dlearned = from_kept(dh, kept, call.keep, learned, applied)
+    h, dz, dlearned = from_kept(dh, kept, call.keep, learned, lambda learned: call.applied(learned, seed))
     if call.keep == "input":
         h = dropped(h, applied.dropout, call.backend)
     dz = dz if dkept is None else dz + dkept
@@ -228,7 +228,7 @@ def _fake_forward(layer: Layer, down_weight, down_bias, seed, call: Call) -> tup
 
 
 def _fake_dact(dy, down_weight, saved, learned, seed, call: Call, needs: Needs) -> tuple[Tensor, ...]:
-    return fake_gradients(dy, down_weight.shape[1], call.gated, needs)
+    return fake_gradients(dy, down_weight.shape[1], call, needs)
 
 
 def _flops(x, weight, up_weight, bias, up_bias, learned, down_weight, *others, **more) -> int:

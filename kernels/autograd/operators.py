@@ -28,19 +28,20 @@ class Call(NamedTuple):
 
     activation: str
     numbers: list[float]
-    """The activation's parameters, with 0 in place of the one that is a tensor."""
-    learned_at: int
-    """The index of the parameter that is a tensor, or -1."""
+    """The activation's parameters, with 0 in place of those that are tensors."""
+    learned_at: list[int]
+    """The indices of the parameters that are tensors."""
     gated: bool
     dropout_p: float
     keep: Keep
     backend: str
 
     def applied(self, learned: Tensor | None, seed: Tensor | None = None) -> Applied:
-        """The activation with its learnable tensor and, where there is a seed, a dropout."""
-        values = self.numbers
+        """The activation with its learnable tensors and, where there is a seed, a dropout."""
+        values: list[Any] = [*self.numbers]
         if learned is not None:
-            values = [*values[: self.learned_at], learned, *values[self.learned_at + 1 :]]  # type: ignore[list-item]
+            for at, value in zip(self.learned_at, learned if len(self.learned_at) > 1 else (learned,), strict=True):
+                values[at] = value
         dropout = None if seed is None else Dropout(self.dropout_p, seed)
         return Applied(ACTIVATIONS[self.activation], tuple(values), self.gated, dropout)
 
@@ -48,13 +49,14 @@ class Call(NamedTuple):
         return kernels(self.backend).launchers()
 
 
-def split(values: tuple) -> tuple[Tensor | None, list[float], int]:
-    """(the learnable tensor, `numbers` and `learned_at` of a Call)."""
-    learned, numbers, learned_at = None, list(values), -1
-    for i, value in enumerate(values):
-        if isinstance(value, Tensor):
-            learned, numbers[i], learned_at = value, 0.0, i
-    return learned, numbers, learned_at
+def split(values: tuple) -> tuple[Tensor | None, list[float], list[int]]:
+    """(the learnable tensor, or several as the rows of one, `numbers` and `learned_at` of a Call)."""
+    learned_at = [i for i, value in enumerate(values) if isinstance(value, Tensor)]
+    numbers = [0.0 if i in learned_at else value for i, value in enumerate(values)]
+    tensors = [values[i] for i in learned_at]
+    if len(tensors) > 1:
+        return torch.stack(torch.broadcast_tensors(*(tensor.reshape(-1) for tensor in tensors))), numbers, learned_at
+    return tensors[0] if tensors else None, numbers, learned_at
 
 
 def register(

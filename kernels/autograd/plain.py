@@ -1,6 +1,8 @@
 """The layers in plain torch operations, for exporters and CPUs that meet our operators, and for second derivatives, which no kernel has."""
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +11,9 @@ from torch import Tensor
 from .. import eager
 from ..applied import Applied
 from ..catalogue import Keep
+from ..formula import on_torch
 from ..operands import Dropout, Layer, packed, rows_of, saturated, unpacked
-from ..vocabulary import bind
+from ..trace import traced
 
 
 def hidden_layer(layer: Layer, applied: Applied) -> Tensor:
@@ -48,6 +51,11 @@ def dropped(h: Tensor, dropout: Dropout | None, backend: str) -> Tensor:
     return (h * mask.view(h.shape)).to(h.dtype)
 
 
+@functools.cache
+def _on_torch(formula: Callable) -> Callable[..., Any]:
+    return on_torch(traced(formula))
+
+
 def _operands(z: Tensor, applied: Applied) -> Sequence[Tensor]:
     return z.chunk(2, -1) if applied.gated else (z,)
 
@@ -69,25 +77,25 @@ def from_inputs(operation: Callable, inputs: Sequence, wanted: Sequence[bool], d
 
 
 def from_kept(
-    dh: Tensor, kept: Tensor, keep: Keep, learned: Tensor | None, applied: Applied
+    dh: Tensor, kept: Tensor, keep: Keep, learned: Tensor | None, applied_with: Callable[[Tensor | None], Applied]
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """(h [M, N], dz [M, N], dparam) of h = act(z) for dh [M, N], from the kept z ("input"), h itself ("output") or its signs ("sign").
 
     kept is a result of forward and so part of the graph: second derivatives by x go through it, and need no x. In a gated layer z and dz
-    are gate|up [M, 2N]. dparam: the gradient of the learnable tensor, which is among the activation's values.
+    are gate|up [M, 2N]. applied_with: makes the activation of its learnable tensor, whose gradient is dparam.
     """
     if keep != "input":
+        applied = applied_with(learned)
         formula = applied.act.output_derivative(applied.values)
         assert formula is not None
         h = kept if keep == "output" else unpacked(kept, dh)
-        return h, (dh * bind(formula, eager.VOCABULARY)(h, *applied.values)).to(dh.dtype), None
+        return h, (dh * _on_torch(formula)(F, h, *applied.values)).to(dh.dtype), None
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         z = saturated(kept.view_as(kept))
-        if learned is not None:
-            view = learned.view_as(learned)
-            applied = applied._replace(values=tuple(view if value is learned else value for value in applied.values))
+        view = None if learned is None else learned.view_as(learned)
+        applied = applied_with(view)
         h = _activated(applied, *_operands(z, applied))
-        by = [z] if learned is None or not learned.requires_grad else [z, view]
+        by = [z] if view is None or not view.requires_grad else [z, view]
         dz, *dparam = torch.autograd.grad(h, by, dh, create_graph=create_graph)
     return h, dz, dparam[0] if dparam else None

@@ -177,10 +177,6 @@ def _layer_backward(
 ) -> tuple[LinearGrads, Any]:
     """(gradients for dy [M, N], h = act(z) [M, N] if `emit`, else None)."""
     learned = [name for name, value in zip(act.params, values, strict=True) if not isinstance(value, float)]
-    if len(learned) > 1:
-        raise ValueError(
-            f"{act.name}: CuPy arrays get the gradient of one parameter; give all but one of {learned} as numbers"
-        )
     x2, paired = _rows(x), isinstance(weight, (tuple, list))
     z = _preactivation(x2, weight, bias, gated)
     m, n = z.z.shape
@@ -199,7 +195,10 @@ def _layer_backward(
             db = tuple(None if b is None else half for b, half in zip(_pair(bias), (db[:n], db[n:]), strict=True))
     else:
         dx, dw = dz.dot(weight), dz.T.dot(x2)
-    params = {name: _param_gradient(found.dparam, values[list(act.params).index(name)]) for name in learned}
+    arrays = (value for value in values if not isinstance(value, float))
+    params = (
+        {name: _param_gradient(*of) for name, *of in zip(learned, found.dparam, arrays, strict=True)} if learned else {}
+    )
     return LinearGrads(dx.reshape(x.shape), dw, db, params), found.h
 
 

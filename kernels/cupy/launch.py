@@ -93,7 +93,7 @@ def backward(
 
     z is the kept z ("input") or y ("output"); for "sign" it is None, and signs are those that `forward` wrote. dz, dup and h are computed
     where `into` has them. The sums over rows are computed where `needs` says so, in float32 (float64 for float64): dbias [N], or [2N] of a
-    gated layer, and dparam [N].
+    gated layer, and dparam [P, N] of the P parameters that are arrays.
     """
     m, n = dy.shape
     gated = z.up is not None
@@ -103,7 +103,8 @@ def backward(
     def sums(rows: int) -> tuple[Any, Any]:
         """Memory for the sums (dbias, dparam) of that many rows of threads."""
         dbias = library.empty(dy, (rows, width), True) if needs.dbias else None
-        return dbias, library.empty(dy, (rows, n), True) if needs.dparam else None
+        arrays = sum(not isinstance(value, float) for value in applied.values)
+        return dbias, library.empty(dy, (rows, arrays, n), True) if needs.dparam else None
 
     dbias, dparam = sums(0)
     if m and n:

@@ -3,10 +3,11 @@
 // source.py puts the definitions for one activation and dtype in front of this file:
 //   HALF, BFLOAT16, SINGLE or DOUBLE   the dtype of the arrays; WIDE: z, up and saved are in the kernels' arithmetic instead
 //   GATED or PAIR                      y = value(z) * up, or y = value(z, up); neither: y = value(z)
-//   BACKWARD, LEARNED                  the derivative kernel, and with it the gradient of the parameter that is an array
+//   BACKWARD                           the derivative kernel
+//   LEARNED                            the number of parameters that are arrays, whose gradients it computes
 //   REALS, PARAMETERS                  the activation's parameters in a formula's declaration and in a kernel's
 //   LOAD_PARAMETERS, VALUES            load the parameters that are arrays, for a group of columns; the values of all in column `i` of it
-// Behind this file it puts the formulas: `value`, and in backward `grad`, `grad_up` (for a pair) and `grad_param` (LEARNED).
+// Behind this file it puts the formulas: `value`, and in backward `grad`, `grad_up` (for a pair) and `grad_param` (LEARNED), by the number of the array.
 //
 // A thread takes WIDTH neighbouring columns of every n-th row: a byte of signs, two draws of Philox, 16-byte vectors in every dtype.
 // Absent operands are null pointers. No atomics are needed: each thread writes its column sums to a row of its own, and the caller adds the
@@ -34,11 +35,14 @@ typedef T Z;
 #define INLINE __device__ __forceinline__
 #define WIDTH 8
 #define PACK(E) (16 / (int)sizeof(E))
+#define EACH_ARRAY _Pragma("unroll") for (int which = 0; which < LEARNED; which++)
 #define EACH_COLUMN _Pragma("unroll") for (int i = 0; i < WIDTH; i++)
 
 // The primitives of vocabulary.py, and those of approximations.py, which makes fast ones of them for results in 16 bits.
 
 INLINE real absolute_(real x) { return MATH(fabs)(x); }
+INLINE real cos_(real x) { return MATH(cos)(x); }
+INLINE real erf_(real x) { return MATH(erf)(x); }
 INLINE real exp_(real x) { return MATH(exp)(x); }
 INLINE real expm1_(real x) { return MATH(expm1)(x); }
 INLINE real log_(real x) { return MATH(log)(x); }
@@ -47,7 +51,10 @@ INLINE real maximum_(real a, real b) { return a > b || a != a ? a : b; }  // fma
 INLINE real minimum_(real a, real b) { return a < b || a != a ? a : b; }
 INLINE real normal_cdf_(real x) { return (real)0.5 * MATH(erfc)(x * (real)-0.7071067811865476); }
 INLINE real reciprocal_(real x) { return (real)1 / x; }
+INLINE real rsqrt_(real x) { return MATH(rsqrt)(x); }
 INLINE real sigmoid_(real x) { return (real)1 / ((real)1 + MATH(exp)(-x)); }
+INLINE real sin_(real x) { return MATH(sin)(x); }
+INLINE real softplus_(real x) { return maximum_(x, (real)0) + MATH(log1p)(MATH(exp)(-MATH(fabs)(x))); }
 INLINE real sqrt_(real x) { return MATH(sqrt)(x); }
 INLINE real tanh_(real x) { return MATH(tanh)(x); }
 
@@ -78,7 +85,7 @@ INLINE real grad(real REALS);
 INLINE real grad_up(real REALS);
 #endif
 #ifdef LEARNED
-INLINE real grad_param(real REALS);
+INLINE real grad_param(int which, real REALS);
 #endif
 #endif
 
@@ -202,16 +209,16 @@ INLINE void drop(unsigned kept, real scale, real* x) { EACH_COLUMN x[i] = kept >
 #define ACTIVATED(z, up) value(z, up VALUES)
 #define DZ(dy, z, up) (dy * grad(z, up VALUES))
 #define DUP(dy, z, up) (dy * grad_up(z, up VALUES))
-#define DPARAM(dy, z, up) (dy * grad_param(z, up VALUES))
+#define DPARAM(which, dy, z, up) (dy * grad_param(which, z, up VALUES))
 #elif defined(GATED)
 #define ACTIVATED(z, up) (value(z VALUES) * up)
 #define DZ(dy, z, up) (dy * up * grad(z VALUES))
 #define DUP(dy, z, up) (dy * value(z VALUES))
-#define DPARAM(dy, z, up) (dy * up * grad_param(z VALUES))
+#define DPARAM(which, dy, z, up) (dy * up * grad_param(which, z VALUES))
 #else
 #define ACTIVATED(z, up) value(z VALUES)
 #define DZ(dy, z, up) (dy * grad(z VALUES))
-#define DPARAM(dy, z, up) (dy * grad_param(z VALUES))
+#define DPARAM(which, dy, z, up) (dy * grad_param(which, z VALUES))
 #endif
 
 // The rows and groups of columns of this thread.
@@ -268,7 +275,7 @@ extern "C" __global__ void dropout_mask(real* mask, const offset* seed, offset t
 
 // dz [M, N] = dropout(dy) * act'(saved + bias), with `up` also dup, and h [M, N] = dropout(act(saved + bias)). Signs in place of saved
 // stand for 1 and 0. dz may be dy. Sums over this thread's rows go to its row of [threads along rows, ...]: dbias and dup_bias have row
-// stride stride_sum, dparam has N.
+// stride stride_sum, dparam is [..., LEARNED, N].
 extern "C" __global__ void act_bwd(
     const T* dy_ptr, const Z* saved_ptr, const Z* up_ptr, const T* bias_ptr, const T* up_bias_ptr, const unsigned char* signs_ptr,
     T* dz_ptr, T* dup_ptr, T* h_ptr, real* dbias_ptr, real* dup_bias_ptr, real* dparam_ptr, const offset* seed, offset threshold,
@@ -276,7 +283,10 @@ extern "C" __global__ void act_bwd(
   EACH_GROUP {
     const offset col = group * WIDTH;
     const int count = COLUMNS_LEFT;
-    real bias[WIDTH] = {}, up_bias[WIDTH] = {}, sum_z[WIDTH] = {}, sum_up[WIDTH] = {}, sum_param[WIDTH] = {};
+    real bias[WIDTH] = {}, up_bias[WIDTH] = {}, sum_z[WIDTH] = {}, sum_up[WIDTH] = {};
+#ifdef LEARNED
+    real sum_params[LEARNED][WIDTH] = {};
+#endif
     if (bias_ptr) load(bias_ptr + col, count, false, bias);
     if (up_bias_ptr) load(up_bias_ptr + col, count, false, up_bias);
     LOAD_PARAMETERS
@@ -302,7 +312,7 @@ extern "C" __global__ void act_bwd(
         store(h_ptr + row * N + col, count, vector, result);
       }
 #ifdef LEARNED
-      EACH_COLUMN sum_param[i] += DPARAM(dy[i], saved[i], up[i]);
+      EACH_ARRAY EACH_COLUMN sum_params[which][i] += DPARAM(which, dy[i], saved[i], up[i]);
 #endif
 #ifdef DUP
       EACH_COLUMN result[i] = DUP(dy[i], saved[i], up[i]);
@@ -315,7 +325,9 @@ extern "C" __global__ void act_bwd(
     }
     EACH_COLUMN if (dbias_ptr && i < count) dbias_ptr[FIRST_ROW * stride_sum + col + i] = sum_z[i];
     EACH_COLUMN if (dup_bias_ptr && i < count) dup_bias_ptr[FIRST_ROW * stride_sum + col + i] = sum_up[i];
-    EACH_COLUMN if (dparam_ptr && i < count) dparam_ptr[FIRST_ROW * N + col + i] = sum_param[i];
+#ifdef LEARNED
+    EACH_ARRAY EACH_COLUMN if (dparam_ptr && i < count) dparam_ptr[(FIRST_ROW * LEARNED + which) * N + col + i] = sum_params[which][i];
+#endif
   }
 }
 

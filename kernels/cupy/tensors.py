@@ -89,7 +89,7 @@ def _keeps_z(like: Tensor, act: Activation, n: int) -> bool:
 def linear_dact(
     dy: Tensor, weight: Tensor, saved: Tensor, keep: Keep, applied: Applied, needs: Needs
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """(dz [M, F], h [M, F], dbias float32 [F], dparam float32 [F]) for dy [M, N] and the down weight [N, F], as Triton's linear_dact."""
+    """(dz [M, F], h [M, F], dbias float32 [F], dparam float32 [P, F]) for dy [M, N] and the down weight [N, F], as Triton's linear_dact."""
     act, _, gated, dropout = applied
     if not (gated or dropout) and saved.is_contiguous() and _keeps_z(dy, act, saved.shape[1]):
         found = epilogues.backward(TORCH, dy, weight, saved, act, needs.dbias)

@@ -17,6 +17,7 @@ from ..operands import halves
 from ..unfused import unfused_dact
 from .epilogue import Sums, dot, finish_backward, tile_position
 from .operands import (
+    count_of_arrays,
     descriptor,
     descriptors_serve,
     epilogue_of,
@@ -34,7 +35,7 @@ from .pointwise import act_bwd
 @triton.jit(do_not_specialize=["M"])
 def linear_dact_kernel(
     dy_ptr, weight_ptr, saved_ptr, up_ptr, dz_ptr, dup_ptr, h_ptr, epilogue, sums, M, N, K, stride_dym, stride_dyk, stride_wk, stride_wn,
-    value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr, grad_param: tl.constexpr,
+    value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr, grad_params: tl.constexpr,
     PARAM_STRIDES: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
@@ -57,14 +58,14 @@ def linear_dact_kernel(
         w_ptrs += step * stride_wk
     finish_backward(
         acc, saved_ptr, up_ptr, dz_ptr, dup_ptr, h_ptr, epilogue, sums, tile_m, tile_m * BLOCK_M, tile_n * BLOCK_N, M, N,
-        value, grad, grad_up, grad_param, PARAM_STRIDES, PIECES,
+        value, grad, grad_up, grad_params, PARAM_STRIDES, PIECES,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["M"])
 def linear_dact_tma_kernel(
     dy_desc, weight_desc, saved_ptr, up_ptr, dz_ptr, dup_ptr, h_ptr, epilogue, sums, M, N, K,
-    value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr, grad_param: tl.constexpr,
+    value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr, grad_params: tl.constexpr,
     PARAM_STRIDES: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
@@ -79,14 +80,14 @@ def linear_dact_tma_kernel(
             acc = dot(dy_desc.load([row, k]), weight_desc.load([k, first]), acc, PRECISION)
         finish_backward(
             acc, saved_ptr, up_ptr, dz_ptr, dup_ptr, h_ptr, epilogue, sums, tile_m, row, first, M, N,
-            value, grad, grad_up, grad_param, PARAM_STRIDES, PIECES,
+            value, grad, grad_up, grad_params, PARAM_STRIDES, PIECES,
         )  # fmt: skip
 
 
 def linear_dact(
     dy: Tensor, weight: Tensor, saved: Tensor, keep: Keep, applied: Applied, needs: Needs, choice: Choice | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """(dz [M, F], h [M, F], dbias float32 [F], dparam float32 [F]) for dy [M, N] and the down weight [N, F].
+    """(dz [M, F], h [M, F], dbias float32 [F], dparam float32 [P, F]) for dy [M, N] and the down weight [N, F].
 
     saved is the tensor that forward kept with the same `keep`: z ("input"), y ("output") or signs ("sign"). Where gated, z and dz are
     gate|up [M, 2F], and dbias is [2F]. dz is always computed. h can be computed from z only.
@@ -116,7 +117,8 @@ def _fused_dact(
     h = dy.new_empty(m, n) if needs.h else None
     rows_of_tiles = triton.cdiv(m, config.BLOCK_M)
     dbias = dy.new_empty(rows_of_tiles, width, dtype=torch.float32) if needs.dbias else None
-    dparam = dy.new_empty(rows_of_tiles, n, dtype=torch.float32) if needs.dparam else None
+    learned = count_of_arrays(applied)
+    dparam = dy.new_empty(rows_of_tiles, learned, n, dtype=torch.float32) if needs.dparam else None
     if m and n:
         matrix, signs = (None, saved) if keep == "sign" else (saved, None)
         functions = gradient_functions(applied, dy.dtype, keep)

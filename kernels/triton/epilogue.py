@@ -118,6 +118,16 @@ def load_params(params, cols, N, PARAM_STRIDES: tl.constexpr):
 
 
 @triton.jit
+def zeros_for_arrays(PARAM_STRIDES: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """A float32 tile of zeros for each parameter that is a tensor, as a tuple."""
+    zeros = ()
+    for i in tl.static_range(len(PARAM_STRIDES)):
+        if PARAM_STRIDES[i] is not None:
+            zeros = zeros + (tl.zeros((ROWS, COLS), tl.float32),)  # type: ignore[assignment]
+    return zeros
+
+
+@triton.jit
 def add_bias(z, bias_ptr, cols, N):
     """z + bias in float32; z where there is no bias."""
     if bias_ptr is None:
@@ -158,14 +168,23 @@ def up_gradient(dy, z, up, values, value: tl.constexpr, grad_up: tl.constexpr):
 
 
 @triton.jit
-def param_gradient(dy, z, up, values, grad_param: tl.constexpr, GATED: tl.constexpr):
-    """The learnable parameter's gradient, element by element."""
+def scaled(dy, slopes):
+    """dy times each of a tuple."""
+    results = ()
+    for i in tl.static_range(len(slopes)):
+        results = results + (dy * slopes[i],)
+    return results
+
+
+@triton.jit
+def param_gradients(dy, z, up, values, grad_params: tl.constexpr, GATED: tl.constexpr):
+    """The gradients of the learnable parameters, element by element, as a tuple."""
     if up is None:
-        return dy * grad_param(z, *values)
+        return scaled(dy, grad_params(z, *values))
     elif GATED:
-        return dy * up * grad_param(z, *values)
+        return scaled(dy * up, grad_params(z, *values))
     else:
-        return dy * grad_param(z, up, *values)
+        return scaled(dy, grad_params(z, up, *values))
 
 
 @triton.jit
@@ -239,6 +258,15 @@ def added(total, x, rows, M):
 
 
 @triton.jit
+def added_each(totals, xs, rows, M):
+    """`added` for each pair of two tuples."""
+    results = ()
+    for i in tl.static_range(len(xs)):
+        results = results + (added(totals[i], xs[i], rows, M),)
+    return results
+
+
+@triton.jit
 def store_sum(sums, stride, x, tile_m, col, N):
     """Write the float32 column sums of x to row tile_m of `sums` [tiles_m, N], unless None. This needs no atomics."""
     if sums is not None:
@@ -274,7 +302,7 @@ def finish(
 @triton.jit
 def finish_backward(
     dh, saved_ptr, up_ptr, dz, dup, h, epilogue, sums, tile_m, row, first, M, N,
-    value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr, grad_param: tl.constexpr, PARAM_STRIDES: tl.constexpr,
+    value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr, grad_params: tl.constexpr, PARAM_STRIDES: tl.constexpr,
     PIECES: tl.constexpr,
 ):  # fmt: skip
     """Write dz = dropout(dh) ⊙ act'(saved), dup, h = dropout(act(saved)) and the sums for a tile of dh from (row, first) on.
@@ -291,7 +319,9 @@ def finish_backward(
     for i in tl.static_range(PIECES):
         halves, col = row_halves(pieces[i]), first + i * COLS
         values = load_params(epilogue.params, col + tl.arange(0, COLS), N, PARAM_STRIDES)
-        z_sum, up_sum, param_sum = None, None, None
+        z_sum, up_sum, param_sums = None, None, ()
+        if sums.dparam is not None:
+            param_sums = zeros_for_arrays(PARAM_STRIDES, dh.shape[0] // 2, COLS)
         for j in tl.static_range(2):
             half, at = halves[j], rows + 8 * j
             if epilogue.dropout is not None:
@@ -311,8 +341,8 @@ def finish_backward(
                 if sums.dup_bias is not None:
                     up_sum = added(up_sum, up_grad, at, M)
             if sums.dparam is not None:
-                param_grad = param_gradient(half, z, up, values, grad_param, grad_up is None)
-                param_sum = added(param_sum, param_grad, at, M)
+                param_grads = param_gradients(half, z, up, values, grad_params, grad_up is None)
+                param_sums = added_each(param_sums, param_grads, at, M)
             if h is not None:
                 result = activate(z, up, values, value, grad_up is None)
                 if epilogue.dropout is not None:
@@ -324,4 +354,6 @@ def finish_backward(
                 saved = load_saved(saved_ptr, up_ptr, epilogue, rows, col + COLS, M, N, COLS)
         store_sum(sums.dbias, sums.stride, z_sum, tile_m, col, N)
         store_sum(sums.dup_bias, sums.stride, up_sum, tile_m, col, N)
-        store_sum(sums.dparam, N, param_sum, tile_m, col, N)
+        if sums.dparam is not None:
+            for p in tl.static_range(len(param_sums)):
+                store_sum(sums.dparam + p * N, len(param_sums) * N, param_sums[p], tile_m, col, N)

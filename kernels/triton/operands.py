@@ -13,7 +13,7 @@ from ..catalogue import Keep, formulas
 from .epilogue import Epilogue
 from .plan.chips import machine, precision
 from .plan.configs import Config
-from .vocabulary import device_function
+from .vocabulary import device_function, device_functions
 
 
 def epilogue_of(
@@ -41,8 +41,16 @@ def forward_functions(applied: Applied, dtype: torch.dtype) -> dict[str, Any]:
 def gradient_functions(applied: Applied, dtype: torch.dtype, keep: Keep) -> dict[str, Any]:
     """The derivative kernels' compile-time arguments for this activation and `keep`."""
     found = formulas(applied.act, applied.values, keep)
-    functions = {name: device_function(formula, dtype) if formula else None for name, formula in found.items()}
-    return {**functions, "PARAM_STRIDES": _param_strides(applied.values)}
+    functions = {
+        name: device_function(found[name], dtype) if found[name] else None for name in ("value", "grad", "grad_up")
+    }
+    grad_params = device_functions(found["grad_params"], dtype) if found["grad_params"] else None
+    return {**functions, "grad_params": grad_params, "PARAM_STRIDES": _param_strides(applied.values)}
+
+
+def count_of_arrays(applied: Applied) -> int:
+    """The number of the activation's parameters that are tensors."""
+    return sum(isinstance(value, Tensor) for value in applied.values)
 
 
 def _param_strides(values: tuple) -> tuple[int | None, ...]:

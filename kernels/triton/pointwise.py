@@ -16,17 +16,19 @@ from .dropout import drawn, dropped
 from .epilogue import (
     Sums,
     activate,
+    added_each,
     finish,
     load_params,
     load_saved,
     load_tile,
-    param_gradient,
+    param_gradients,
     store_tile,
     up_gradient,
     widened,
     z_gradient,
+    zeros_for_arrays,
 )
-from .operands import epilogue_of, forward_functions, gradient_functions, on_device
+from .operands import count_of_arrays, epilogue_of, forward_functions, gradient_functions, on_device
 from .plan.chips import machine
 from .plan.configs import POINTWISE
 
@@ -50,11 +52,11 @@ def act_fwd_kernel(
 @triton.jit(do_not_specialize=["M", "rows_per_program"])
 def act_bwd_kernel(
     dy_ptr, saved_ptr, up_ptr, dz_ptr, dup_ptr, h_ptr, epilogue, sums, M, N, stride_dym, stride_dyn, rows_per_program,
-    value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr, grad_param: tl.constexpr,
+    value: tl.constexpr, grad: tl.constexpr, grad_up: tl.constexpr, grad_params: tl.constexpr,
     PARAM_STRIDES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Write dz [M, N] = dropout(dy) ⊙ act'(saved), h [M, N] = dropout(act(saved)) unless None, and each program's float32 column sums of
-    dz and of the learnable parameter's gradient. dz may be dy.
+    dz and of the learnable parameters' gradients. dz may be dy.
 
     With `up`, also write dup and its sums. Sums go to row program_id(0) of [programs, N] arrays, so that no atomics are needed.
     """
@@ -65,7 +67,9 @@ def act_bwd_kernel(
     values = load_params(epilogue.params, cols, N, PARAM_STRIDES)
     sum_z = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     sum_up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    sum_param = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    sum_params = ()
+    if sums.dparam is not None:
+        sum_params = zeros_for_arrays(PARAM_STRIDES, BLOCK_M, BLOCK_N)
     first = tl.program_id(0) * rows_per_program
     for row in range(first, min(first + rows_per_program, M), BLOCK_M):
         rows = row + tl.arange(0, BLOCK_M)
@@ -83,8 +87,8 @@ def act_bwd_kernel(
             dup = up_gradient(dy, saved, up, values, value, grad_up)
         dz = z_gradient(dy, saved, up, values, grad, grad_up)
         if sums.dparam is not None:
-            dparam = param_gradient(dy, saved, up, values, grad_param, grad_up is None)
-            sum_param += tl.where(mask, dparam, 0.0)
+            dparams = param_gradients(dy, saved, up, values, grad_params, grad_up is None)
+            sum_params = added_each(sum_params, dparams, rows, M)
         if h_ptr is not None:
             h = activate(saved, up, values, value, grad_up is None)
             if epilogue.dropout is not None:
@@ -104,7 +108,9 @@ def act_bwd_kernel(
     if sums.dup_bias is not None:
         tl.store(sums.dup_bias + out * sums.stride + cols, tl.sum(sum_up, 0), mask=col_mask)
     if sums.dparam is not None:
-        tl.store(sums.dparam + out * N + cols, tl.sum(sum_param, 0), mask=col_mask)
+        for p in tl.static_range(len(sum_params)):
+            row_of_sums = sums.dparam + (out * len(sum_params) + p) * N
+            tl.store(row_of_sums + cols, tl.sum(sum_params[p], 0), mask=col_mask)
 
 
 def act_fwd(z: Tensor, y: Tensor, signs: Tensor | None, applied: Applied) -> None:
@@ -125,7 +131,7 @@ def act_bwd(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """(dz, h, dbias float32, dparam float32) for dy [M, N] and saved z ("input"), y ("output") or signs ("sign").
 
-    Where gated, saved and dz are gate|up [M, 2N], and dbias is [2N]. dparam [N] is the learnable tensor's gradient, by column. dz is
+    Where gated, saved and dz are gate|up [M, 2N], and dbias is [2N]. dparam [P, N] has the learnable tensors' gradients, by column. dz is
     written to the argument dz where it is given, which may be dy.
     """
     (m, n), gated = dy.shape, applied.gated
@@ -136,7 +142,7 @@ def act_bwd(
         dz = dy.new_empty(m, width)
     h = dy.new_empty(m, n) if needs.h else None
     dbias = dy.new_empty(programs, width, dtype=torch.float32) if needs.dbias else None
-    dparam = dy.new_empty(programs, n, dtype=torch.float32) if needs.dparam else None
+    dparam = dy.new_empty(programs, count_of_arrays(applied), n, dtype=torch.float32) if needs.dparam else None
     if dy.numel():
         matrix, signs = (None, saved) if keep == "sign" else (saved, None)
         epilogue = epilogue_of(applied, stride=0 if matrix is None else matrix.stride(0), signs=signs)

@@ -5,12 +5,6 @@ they are written out in `tl`. Some have a fast form for results that will be rou
 """
 
 import functools
-import hashlib
-import inspect
-import linecache
-import re
-import textwrap
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +14,7 @@ import triton.language as tl
 from triton.language.extra import libdevice
 
 from ..approximations import APPROXIMATIONS, FAST
-from ..trace import PYTHON, printed
+from ..formula import compiled, frozen
 from ..vocabulary import PRIMITIVES, bind
 from . import INTERPRET
 
@@ -30,6 +24,16 @@ INTERPRETED = tl.constexpr(INTERPRET)
 @triton.jit
 def absolute(x):
     return tl.abs(x)
+
+
+@triton.jit
+def cos(x):
+    return tl.cos(x)
+
+
+@triton.jit
+def erf(x):
+    return tl.erf(x)
 
 
 @triton.jit
@@ -87,8 +91,23 @@ def reciprocal(x):
 
 
 @triton.jit
+def rsqrt(x):
+    return tl.rsqrt(x)
+
+
+@triton.jit
 def sigmoid(x):
     return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def sin(x):
+    return tl.sin(x)
+
+
+@triton.jit
+def softplus(x):
+    return maximum(x, 0.0) + log1p(tl.exp(-tl.abs(x)))
 
 
 @triton.jit
@@ -170,44 +189,23 @@ def device_function(formula: Callable, dtype: torch.dtype) -> Any:
 
     One object per formula and vocabulary, since Triton caches kernels by it.
     """
-    code = formula.__code__
+    formula = frozen(
+        formula
+    )  # Triton reads a function's source, which a lambda or a function from a prompt does not have
+    bound = bind(formula, VOCABULARIES[dtype])
+    bound.__name__ = formula.__code__.co_name
     # Triton merges functions of the same module and name, and a user may call two derivatives `_`. Its disk cache wants the same name in
     # every process.
-    identity = hashlib.sha256(repr((code.co_code, code.co_consts, code.co_names)).encode()).hexdigest()[:16]
-    bound = bind(formula if _readable(formula) else _rewritten(formula, identity), VOCABULARIES[dtype])
-    bound.__module__ = f"{formula.__module__}.{dtype}.{identity}"
+    bound.__module__ = f"{formula.__module__}.{dtype}.{formula.__code__.co_filename}"
     return triton.jit(bound)
 
 
-def _readable(formula: Callable) -> bool:
-    """True if Triton, which reads a function's source from its first `def` on, finds there what the function computes.
-
-    It does not for a lambda, for a function from a prompt or `exec`, or where the file has changed since.
-    """
-    try:
-        source = textwrap.dedent(inspect.getsource(formula))
-        definition = re.search(r"^def\s", source, re.MULTILINE)
-        if definition is None:
-            return False
-        module = compile(source[definition.start() :], "<formula>", "exec")
-    except (OSError, SyntaxError):
-        return False
-    code = formula.__code__
-    return any(
-        (found.co_code, found.co_consts, found.co_names) == (code.co_code, code.co_consts, code.co_names)
-        for found in module.co_consts
-        if isinstance(found, types.CodeType)
-    )
-
-
-def _rewritten(formula: Callable, identity: str) -> Callable:
-    """The same formula with a source: its trace, printed to a file that exists in linecache alone."""
-    arguments, statements, result = printed(formula, PYTHON)
-    body = "".join(f"    {line}\n" for line in (*statements, f"return {result}"))
-    source = f"def formula({', '.join(arguments)}):\n{body}"
-    file = f"<epilogue formula {identity}>"
-    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    namespace: dict[str, Any] = {}
-    exec(compile(source, file, "exec"), namespace)
-    namespace["formula"].__module__ = formula.__module__
-    return namespace["formula"]
+@functools.cache
+def device_functions(formulas: tuple[Callable, ...], dtype: torch.dtype) -> Any:
+    """The formulas as one jitted function, which returns a tuple of their results."""
+    jitted = {f"formula{i}": device_function(formula, dtype) for i, formula in enumerate(formulas)}
+    arguments = [f"x{i}" for i in range(formulas[0].__code__.co_argcount)]
+    calls = ", ".join(f"{name}({', '.join(arguments)})" for name in jitted)
+    bound = bind(compiled(arguments, [f"return ({calls},)"]), {**jitted, "tl": tl})
+    bound.__module__ = f"tuple of {' '.join(function.fn.__module__ for function in jitted.values())}"
+    return triton.jit(bound)

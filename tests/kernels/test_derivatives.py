@@ -5,17 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from checks import cases
+from checks import H, cases, slope
 from epilogue import ACTIVATIONS
 
-H = 1e-3
 GRID = np.linspace(-9.0, 9.0, 600)  # 0 is not among them: relu_squared and celu bend there
-
-
-def slope(function, x):
-    """f'(x) to fourth order in H."""
-    near, far = function(x + H) - function(x - H), function(x + 2 * H) - function(x - 2 * H)
-    return (8 * near - far) / (12 * H)
 
 
 def away_from_kinks(entry, values, x, distance=3 * H):

@@ -1,5 +1,7 @@
 """An activation of the user's own is one block, and then works everywhere."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 import epilogue
 from checks import arguments, assert_accurate, each
 from epilogue import catalogue, lookup
-from epilogue.vocabulary import exp, maximum, tanh, where
+from epilogue.vocabulary import exp, maximum, sin, softplus, tanh, where
 
 pytestmark = pytest.mark.usefixtures("own_activations")
 
@@ -88,7 +90,8 @@ def test_from_output_and_a_pair(rng):
     def exp_relu_grad_output(y, cap):
         return where(y <= cap, 0.0, y)
 
-    assert exp_relu.output_derivative((1.0,)) is exp_relu_grad_output
+    assert exp_relu.output_derivative((1.0,)) is not None
+    assert exp_relu_grad_output(3.0, 1.0) == exp_relu.output_derivative((1.0,))(3.0, 1.0) == 3.0
     assert (exp_relu.saves((1.0,)), exp_relu.saves((-1.0,))) == ("output", "input")
     assert exp_relu.gated_name == "gated_exp_relu"
 
@@ -126,19 +129,103 @@ def test_a_name_that_is_taken_is_refused(sharp_tanh, taken):
     assert "something_new" not in epilogue.ACTIVATIONS
 
 
-def test_a_missing_derivative_says_how_to_add_it():
-    @epilogue.activation(oracle=lambda F, x: x.exp())
-    def exponential(x):
-        return exp(x)
+def test_the_formula_alone_is_enough(rng):
+    """On arrays and tensors, forward and backward: its derivatives follow, torch computes it, and each parameter may learn."""
 
-    x = np.ones((2, 3))
-    assert epilogue.linear(x, x, activation="exponential").shape == (2, 2)
-    with pytest.raises(ValueError, match=r"no derivative with respect to 'x'.*derivative_of"):
-        epilogue.linear_backward(np.ones((2, 2)), x, x, activation="exponential")
-    with pytest.raises(ValueError, match="no operand or parameter 'y' to derive by; it has: x"):
-        epilogue.derivative_of(exponential, "y")(lambda x: x)
+    @epilogue.activation
+    def snake(x, alpha=1.5, shift=0.0):
+        """x + sin²(alpha x) / alpha.  Ziyin et al. 2020, arXiv:2006.08195."""
+        return x + sin(alpha * x + shift) ** 2 / alpha
+
+    assert snake.learnable == ("alpha", "shift")
+    args, values = arguments("linear", rng), {"alpha": rng.uniform(0.5, 2.0, 6), "shift": rng.standard_normal(1)}
+    tensors = each(lambda array: torch.tensor(array, requires_grad=True), {**args, **values})
+    y = epilogue.linear(**tensors, activation="snake")
+    z = torch.nn.functional.linear(*(tensors[name] for name in args))
+    torch.testing.assert_close(y, z + (tensors["alpha"] * z + tensors["shift"]).sin().square() / tensors["alpha"])
+    np.testing.assert_allclose(epilogue.linear(**args, activation=snake, **values), y.detach().numpy(), rtol=1e-12)
+    dy = rng.standard_normal(y.shape)
+    y.backward(torch.tensor(dy))
+    grads = epilogue.linear_backward(dy, **args, activation=snake, **values)
+    np.testing.assert_allclose(grads.x, tensors["x"].grad.numpy(), rtol=1e-10, atol=1e-13)
+    for name, gradient in grads.params.items():
+        np.testing.assert_allclose(gradient, tensors[name].grad.numpy(), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_without_an_oracle_a_formula_is_rounded_once(dtype):
+    """On tensors of 16 bits, where each of torch's operations alone would round."""
+
+    @epilogue.activation
+    def steep(x):
+        return tanh(x) * exp(-x * x) + x
+
+    z = torch.linspace(-3.0, 3.0, 200).to(dtype)
+    exact = z.double().tanh() * (-(z.double() ** 2)).exp() + z.double()
+    y = epilogue.linear(z[:, None], torch.ones(1, 1, dtype=dtype), activation="steep")[:, 0]
+    assert y.dtype == dtype
+    expected = exact.float() if dtype == torch.float32 else exact.to(dtype)
+    torch.testing.assert_close(
+        y, expected, rtol=1e-6 if dtype == torch.float32 else 0, atol=1e-6 if dtype == torch.float32 else 0
+    )
+
+
+def test_a_compiler_sees_a_formula_without_an_oracle():
+    @epilogue.activation
+    def bump(x, width=0.3):
+        return where(x > width, x, maximum(x, -1.0) * softplus(x) + 0.1)
+
+    layer = epilogue.nn.FusedLinear(4, 6, activation="bump")
+    x = torch.randn(5, 4, requires_grad=True)
+    expected = layer(x)
+    found = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(found, expected)
+    (dx,) = torch.autograd.grad(found.sum(), x)
+    torch.testing.assert_close(dx, torch.autograd.grad(expected.sum(), x)[0])
+    torch.testing.assert_close(torch.vmap(layer)(x[None])[0], expected)
+    exported = torch.export.export(layer, (x,)).module()
+    torch.testing.assert_close(exported(x), expected)
+
+
+@pytest.mark.parametrize("name", ["gate", "up", "down"])
+def test_these_names_are_free_for_parameters(name, rng):
+    namespace = {}
+    exec(f"def named(x, {name}=0.5):\n    return {name} * x * x\n", namespace)
+    epilogue.activation(namespace["named"])
+    block = epilogue.nn.FusedGatedMLP(4, 6, activation="named", **{name: torch.nn.Parameter(torch.full((6,), 0.7))})
+    x = torch.randn(3, 4)
+    expected = block.down(0.7 * block.gate(x) ** 2 * block.up(x))
+    torch.testing.assert_close(block(x), expected)
+    assert isinstance(block.gate, torch.nn.Linear)
+    (gradient,) = torch.autograd.grad(block(x).sum(), dict(block.named_parameters())[f"activation_{name}"])
+    assert gradient.shape == (6,)
+
+
+def test_a_taken_name_of_a_parameter_is_said():
     with pytest.raises(ValueError, match="cannot be called 'bias'"):
-        epilogue.activation(oracle=None)(lambda x, bias: x)
+
+        @epilogue.activation
+        def biased(x, bias=1.0):
+            return x + bias
+
+
+def test_a_pickle_says_what_to_import(own_activations):
+    """Loaded where nobody has registered the activation."""
+
+    @epilogue.activation
+    def pickled(x):
+        return tanh(x)
+
+    layer = pickle.dumps(epilogue.nn.FusedLinear(2, 2, activation="pickled"))
+    gated = pickle.dumps(pickled.gated)
+    assert pickle.loads(layer).activation is pickled
+    assert pickle.loads(gated) is pickled.gated
+    del epilogue.ACTIVATIONS["pickled"]
+    for data in (layer, gated):
+        with pytest.raises(
+            ValueError, match=f"the activation 'pickled' of the module {__name__!r}: import that module first"
+        ):
+            pickle.loads(data)
 
 
 CELL = """

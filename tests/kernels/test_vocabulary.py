@@ -5,10 +5,11 @@ import math
 import mpmath
 import numpy as np
 import pytest
+import torch
 
 from checks import cases
-from epilogue import ACTIVATIONS
-from epilogue.vocabulary import PRIMITIVES, bind, normal_cdf, sigmoid
+from epilogue import ACTIVATIONS, torch_vocabulary
+from epilogue.vocabulary import NUMPY, PRIMITIVES, bind, erf, normal_cdf, rsqrt, sigmoid, softplus
 
 X = np.concatenate([np.linspace(-38.0, 38.0, 305), [-700.0, -100.0, -1e-300, 0.0, 1e-300, 100.0, 700.0]])
 
@@ -22,6 +23,10 @@ def logistic(x: float) -> mpmath.mpf:
     [
         (sigmoid, logistic, np.float64, -700.0, 1e-15),
         (sigmoid, logistic, np.float32, -80.0, 3e-7),
+        (erf, mpmath.erf, np.float64, -700.0, 1e-15),
+        (erf, mpmath.erf, np.float32, -80.0, 1e-7),
+        (softplus, lambda x: mpmath.log1p(mpmath.exp(mpmath.mpf(x))), np.float64, -700.0, 1e-15),
+        (softplus, lambda x: mpmath.log1p(mpmath.exp(mpmath.mpf(x))), np.float32, -80.0, 3e-7),
         (normal_cdf, mpmath.ncdf, np.float64, -37.0, 3e-13),  # x / √2 is rounded before the square in the exponent
         (normal_cdf, mpmath.ncdf, np.float32, -12.5, 1e-7),
     ],
@@ -40,6 +45,27 @@ def test_limits(primitive):
     np.testing.assert_array_equal(primitive(np.array([-np.inf, np.inf, np.nan, 0.0])), [0.0, 1.0, np.nan, 0.5])
 
 
+@pytest.mark.parametrize("name", sorted({*PRIMITIVES} - {"where", "maximum", "minimum"}))
+def test_torchs_primitives_are_numpys(name):
+    """In float64, with their derivatives' dtype, and numbers in the dtype of the tensor beside them."""
+    x = torch.linspace(0.1, 3.0, 30, dtype=torch.float64)
+    np.testing.assert_allclose(getattr(torch_vocabulary, name)(x).numpy(), NUMPY[name](x.numpy()), rtol=1e-14)
+
+
+def test_torchs_choices_keep_a_numbers_digits():
+    x = torch.linspace(-1.0, 1.0, 4, dtype=torch.float64)
+    for name in ("maximum", "minimum"):
+        found = [getattr(torch_vocabulary, name)(*pair) for pair in ((x, 0.1), (0.1, x))]
+        for y in found:
+            np.testing.assert_array_equal(y.numpy(), NUMPY[name](x.numpy(), 0.1))
+    y = torch_vocabulary.where(x > 0.0, 0.1, 0.2, x)
+    assert (y.dtype, y.tolist()) == (torch.float64, [0.2, 0.2, 0.1, 0.1])
+
+
+def test_rsqrt():
+    np.testing.assert_allclose(rsqrt(np.array([4.0, 0.25, np.inf])), [0.5, 2.0, 0.0])
+
+
 @pytest.mark.parametrize("primitive", [sigmoid, normal_cdf])
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (2, 3)])
 def test_shapes(primitive, shape):
@@ -50,6 +76,8 @@ def test_shapes(primitive, shape):
 
 SCALARS = {
     "absolute": abs,
+    "cos": math.cos,
+    "erf": math.erf,
     "exp": math.exp,
     "expm1": math.expm1,
     "log": math.log,
@@ -59,6 +87,9 @@ SCALARS = {
     "normal_cdf": lambda x: 0.5 * math.erfc(-x / math.sqrt(2.0)),
     "reciprocal": lambda x: 1.0 / x,
     "sigmoid": lambda x: 1.0 / (1.0 + math.exp(-x)),
+    "rsqrt": lambda x: 1.0 / math.sqrt(x),
+    "sin": math.sin,
+    "softplus": lambda x: max(x, 0.0) + math.log1p(math.exp(-abs(x))),
     "sqrt": math.sqrt,
     "tanh": math.tanh,
     "where": lambda condition, yes, no: yes if condition else no,
@@ -83,7 +114,7 @@ def test_bound_formula_sees_that_vocabulary_alone():
     assert bound(3.0) == 30.0
     assert silu(np.array(0.0)) == 0.0  # the original is as it was
     assert (bound.__code__, bound.__name__, bound.__module__, bound.__doc__) == (
-        silu.__code__, silu.__name__, silu.__module__, silu.__doc__,
+        silu.__code__, "silu", "epilogue.activations", silu.__doc__,
     )  # fmt: skip
     with pytest.raises(NameError):
         bind(silu, {})(3.0)

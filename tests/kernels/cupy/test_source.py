@@ -6,10 +6,30 @@ import numpy as np
 import pytest
 
 import checks
-from epilogue import ACTIVATIONS
+from epilogue import ACTIVATIONS, activation
 from epilogue.catalogue import formulas
 from epilogue.cupy.source import STORED, function, source
-from epilogue.vocabulary import where
+from epilogue.vocabulary import (
+    PRIMITIVES,
+    absolute,
+    cos,
+    erf,
+    exp,
+    expm1,
+    log,
+    log1p,
+    maximum,
+    minimum,
+    normal_cdf,
+    reciprocal,
+    rsqrt,
+    sigmoid,
+    sin,
+    softplus,
+    sqrt,
+    tanh,
+    where,
+)
 from nvrtc import compiled, compilers
 
 ARCHITECTURES = (70, 75, 80, 90, 100, 120)
@@ -31,8 +51,11 @@ def kernels(entry, dtype):
             "xielu",
             "float64",
         ):  # the one that spills: three functions of doubles
-            arrays = (True, *head[2][1:])
-            yield source(dtype, wide, arrays, *head[3:], **formulas(entry, (np.ones(3), *values[1:]), "input"))
+            learned = len(entry.learnable)
+            arrays = (*[True] * learned, *head[2][learned:])
+            yield source(
+                dtype, wide, arrays, *head[3:], **formulas(entry, (*[np.ones(3)] * learned, *values[learned:]), "input")
+            )
 
 
 def assert_clean(code, architecture):
@@ -140,19 +163,32 @@ def _where(x):
     return where(x > 0.0, x, -2.0)
 
 
-def _branches(x):
-    return x if x > 0.0 else 0.0
+def every_primitive(x, p, q):
+    t = (
+        cos(p * x)
+        + erf(x) * rsqrt(1.0 + x * x)
+        + sin(q * x) * softplus(x)
+        + normal_cdf(x) * expm1(-x * x)
+        + log(1.0 + x * x)
+    )
+    return (
+        where(x > 0.0, t, minimum(maximum(tanh(x), sigmoid(x)), absolute(x)))
+        + log1p(exp(-x * x)) * reciprocal(2.0 + x * x)
+        + sqrt(1.0 + x**2)
+    )
 
 
-def _power(x):
-    return x**2.0
-
-
-def test_what_is_no_formula_raises():
-    with pytest.raises(TypeError, match="straight-line: it chooses with where"):
-        function("value", _branches, "float32")
-    with pytest.raises(TypeError, match="unsupported operand"):
-        function("value", _power, "float32")
+@pytest.mark.parametrize("dtype", STORED)
+def test_a_users_formula_of_every_primitive_compiles(dtype, own_activations):
+    """With the derivatives that follow, two of them by arrays. sin and cos keep their slow path's numbers in local memory."""
+    assert {*every_primitive.__code__.co_names} == {*PRIMITIVES}
+    entry = activation(every_primitive)
+    code = source(dtype, False, (True, True), False, False, **formulas(entry, (np.ones(3), np.ones(1)), "input"))
+    for name in ("grad_param0", "grad_param1"):
+        assert f"INLINE real {name}(real x0, real x1, real x2)" in code
+    log, cubin, _ = compiled(code, 80)
+    assert "error" not in log
+    assert len(cubin) > 1000
 
 
 def test_the_source_is_ascii_and_names_no_activation():

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 import epilogue
-from checks import kept
+from checks import arguments, each, fused, kept
+from epilogue import ACTIVATIONS
 from epilogue.applied import Applied
 from epilogue.nn import FusedGatedMLP, FusedLinear, FusedMLP
 from epilogue.operands import Layer
@@ -234,3 +235,33 @@ def test_modules_train(module, device):
         torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=1e-4, atol=1e-6)
     if hasattr(module, "dropout"):
         module.train()(x).sum().backward()
+
+
+@pytest.mark.parametrize("shapes", [((), ()), ((1,), (16,)), ((16,), (16,))], ids=str)
+@pytest.mark.parametrize("op", ["linear", "glu", "mlp", "gated_mlp"])
+def test_two_tensors_that_learn(op, shapes, device, rng):
+    """xIELU's, of one element or one per column, in another dtype than x; one of them frozen; with second derivatives."""
+    args = each(lambda a: torch.tensor(a, dtype=torch.float32, device=device), arguments(op, rng, (9,), (8, 16, 4)))
+    tensors = [
+        torch.full(shape, value, device=device, dtype=torch.float64, requires_grad=True)
+        for shape, value in zip(shapes, (0.3, -0.7), strict=True)
+    ]
+    x = args["x"].requires_grad_()
+
+    def gradients(by, create_graph=False, **options):
+        y = fused(op, args, ACTIVATIONS["xielu"], (*tensors, 0.5, -1e-6), **options)
+        return y.grad_fn.name(), torch.autograd.grad(y.square().sum(), by, create_graph=create_graph)
+
+    with epilogue.backend("eager"):
+        _, expected = gradients([x, *tensors], True)
+        (second,) = torch.autograd.grad(sum(g.square().sum() for g in expected), x)
+    name, found = gradients([x, *tensors])
+    assert name in ("_LinearBackward", "_MLPBackward")
+    assert [(g.shape, g.dtype) for g in found] == [(t.shape, t.dtype) for t in (x, *tensors)]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    (again,) = torch.autograd.grad(sum(g.square().sum() for g in gradients([x, *tensors], True)[1]), x)
+    torch.testing.assert_close(again, second, rtol=1e-4, atol=1e-4)
+    if op.endswith("mlp"):
+        torch.testing.assert_close(gradients([x, *tensors], recompute=True)[1], expected, rtol=1e-5, atol=1e-5)
+    tensors[0].requires_grad_(False)
+    torch.testing.assert_close(gradients([tensors[1]])[1][0], expected[2], rtol=1e-5, atol=1e-5)

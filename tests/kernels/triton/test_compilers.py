@@ -18,16 +18,27 @@ def tensor(*shape, device, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("save", [True, False])
-@pytest.mark.parametrize("form", ["linear", "packed", "pair", "learned", "output"])
+@pytest.mark.parametrize("form", ["linear", "packed", "pair", "learned", "two learned", "output"])
 def test_opcheck_linear(form, save, device):
     x, weight, bias = tensor(2, 6, 8, device=device), tensor(12, 8, device=device), tensor(12, device=device)
     up = [tensor(12, 8, device=device), bias, tensor(12, device=device)]
     arguments = {
-        "linear": (x, weight, None, bias, *NONE[:3], "gelu", [], -1, False),
-        "output": (x, weight, None, bias, *NONE[:3], "leaky_relu", [0.1], -1, False),
-        "packed": (x, weight, None, bias, *NONE[:3], "silu", [], -1, True),
-        "pair": (x, weight, *up, *NONE[:2], "maxout", [], -1, True),
-        "learned": (x, weight, *NONE, tensor(12, device=device), None, "prelu", [0.0], 0, False),
+        "linear": (x, weight, None, bias, *NONE[:3], "gelu", [], [], False),
+        "output": (x, weight, None, bias, *NONE[:3], "leaky_relu", [0.1], [], False),
+        "packed": (x, weight, None, bias, *NONE[:3], "silu", [], [], True),
+        "pair": (x, weight, *up, *NONE[:2], "maxout", [], [], True),
+        "learned": (x, weight, *NONE, tensor(12, device=device), None, "prelu", [0.0], [0], False),
+        "two learned": (
+            x,
+            weight,
+            *NONE,
+            tensor(2, 12, device=device),
+            None,
+            "xielu",
+            [0.0, 0.0, 0.5, -1e-6],
+            [0, 1],
+            False,
+        ),
     }[form]
     keep = ("output" if form == "output" else "input") if save else "nothing"
     torch.library.opcheck(torch.ops.epilogue.linear_fwd.default, (*arguments, 0.0, keep, "triton"))
@@ -41,7 +52,7 @@ def test_opcheck_linear_backward(gated, needs, device):
     )
     torch.library.opcheck(
         torch.ops.epilogue.linear_bwd.default,
-        (dy, saved, beta, "swish", [0.0], 0, gated, 0.0, "input", "triton", *needs),
+        (dy, saved, beta, "swish", [0.0], [0], gated, 0.0, "input", "triton", *needs),
     )
 
 
@@ -58,9 +69,9 @@ def test_opcheck_mlp(form, keep, device):
         "packed": (draw(24, 8), None, None, None, draw()),
     }[form]
     call = {
-        "plain": ("leaky_relu", [0.1], -1, False),
-        "pair": ("silu", [], -1, True),
-        "packed": ("swish", [0.0], 0, True),
+        "plain": ("leaky_relu", [0.1], [], False),
+        "pair": ("silu", [], [], True),
+        "packed": ("swish", [0.0], [0], True),
     }
     down = (draw(4, 12).requires_grad_(keep != "sign"), draw(4))
     kept = keep if form == "plain" or keep in ("nothing", "input") else "input"
@@ -74,7 +85,7 @@ def test_opcheck_dact(gated, needs, device):
     shapes = (6, 4), (4, 8), (6, 8 << gated), ()
     dy, down, saved, beta = (tensor(*shape, device=device).detach() for shape in shapes)
     seed = torch.tensor([5], device=device)
-    arguments = (dy, down, saved, beta, seed, "swish", [0.0], 0, gated, 0.25, "input", "triton", *needs)
+    arguments = (dy, down, saved, beta, seed, "swish", [0.0], [0], gated, 0.25, "input", "triton", *needs)
     torch.library.opcheck(torch.ops.epilogue.linear_dact.default, arguments)
 
 
@@ -88,6 +99,9 @@ def test_opcheck_dact(gated, needs, device):
         FusedMLP(8, 16, activation="relu"),
         FusedMLP(8, 16, activation=torch.nn.PReLU(16), recompute=True),
         FusedGatedMLP(8, 16),
+        FusedMLP(
+            8, 16, activation="xielu", **{name: torch.nn.Parameter(torch.ones(16)) for name in ("alpha_p", "alpha_n")}
+        ),
         FusedGatedMLP(8, 16, bias=True, recompute=True),
     ],
     ids=repr,

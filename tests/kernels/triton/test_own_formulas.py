@@ -13,11 +13,32 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import epilogue
+from checks import arguments, assert_trains, each, fused
 from epilogue.catalogue import formulas
 from epilogue.triton import INTERPRET
 from epilogue.triton.plan.configs import OPTIONS
-from epilogue.triton.vocabulary import device_function
-from epilogue.vocabulary import exp, sigmoid, tanh, where
+from epilogue.triton.vocabulary import device_function, device_functions
+from epilogue.vocabulary import (
+    PRIMITIVES,
+    absolute,
+    cos,
+    erf,
+    exp,
+    expm1,
+    log,
+    log1p,
+    maximum,
+    minimum,
+    normal_cdf,
+    reciprocal,
+    rsqrt,
+    sigmoid,
+    sin,
+    softplus,
+    sqrt,
+    tanh,
+    where,
+)
 
 pytestmark = pytest.mark.usefixtures("own_activations")
 
@@ -83,7 +104,7 @@ def test_two_derivatives_of_one_name_are_two(monkeypatch, tmp_path):
         return x * 4321.5
 
     found = formulas(two, (np.ones(3),), "input")
-    code = ptx(*(device_function(found[name], torch.float32) for name in ("grad", "grad_param")))
+    code = ptx(*(device_function(formula, torch.float32) for formula in (found["grad"], *found["grad_params"])))
     for constant in (1234.5, 4321.5):
         assert f"0f{np.float32(constant).view(np.uint32):08X}" in code
 
@@ -155,13 +176,57 @@ def one_argument_kernel(x_ptr, y_ptr, first: tl.constexpr, second: tl.constexpr,
     tl.store(y_ptr + BLOCK + tl.arange(0, BLOCK), second(x))
 
 
-def test_what_is_no_formula_is_said():
-    def branches(x):
-        return x if x > 0.0 else 0.0
+def every_primitive(x, p=0.7, q=1.3):
+    t = (
+        cos(p * x)
+        + erf(x) * rsqrt(1.0 + x * x)
+        + sin(q * x) * softplus(x)
+        + normal_cdf(x) * expm1(-x * x)
+        + log(1.0 + x * x)
+    )
+    return (
+        where(x > 0.0, t, minimum(maximum(tanh(x), sigmoid(x)), absolute(x)))
+        + log1p(exp(-x * x)) * reciprocal(2.0 + x * x)
+        + sqrt(1.0 + x**2)
+    )
 
-    branches.__code__ = branches.__code__.replace(co_filename="<stdin>")
-    with pytest.raises(TypeError, match="straight-line: it chooses with where"):
-        device_function(branches, torch.float32)
+
+@runs
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("op", ["linear", "glu", "mlp", "gated_mlp"])
+def test_a_formula_of_every_primitive(op, dtype, device, rng):
+    """Without an oracle or a derivative, with two tensors that learn: the kernels against the formula on torch in float64."""
+    assert {*every_primitive.__code__.co_names} == {*PRIMITIVES}
+    entry = epilogue.activation(every_primitive)
+    args = each(lambda array: torch.tensor(array, dtype=dtype, device=device), arguments(op, rng, (64,), (8, 32, 16)))
+    values = (torch.full((32,), 0.7, device=device, dtype=dtype), torch.full((32,), 1.3, device=device, dtype=dtype))
+    dy = torch.tensor(rng.standard_normal((64, 32 if op in ("linear", "glu") else 16)), dtype=dtype, device=device)
+
+    def ours(args, values):
+        y = fused(op, args, entry, values)
+        assert y.grad_fn.name() in ("_LinearBackward", "_MLPBackward")  # the kernels ran
+        return y
+
+    assert_trains(ours, op, args, entry, values, dy)
+
+
+@compiles
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_formula_of_every_primitive_compiles(dtype):
+    entry = epilogue.activation(every_primitive)
+    function = device_functions((entry.value, entry.derivatives["x"], *map(entry.derivatives.__getitem__, "pq")), dtype)
+    constants = {"function": function, "BLOCK": 128}
+    signature = {"x_ptr": "*fp32", "y_ptr": "*fp32", "a": "fp32", "b": "fp32", **dict.fromkeys(constants, "constexpr")}
+    source = ASTSource(four_kernel, signature, constants)
+    code = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=OPTIONS).asm["ptx"]
+    assert ("lg2.approx" in code) == (dtype == torch.bfloat16)
+
+
+@triton.jit
+def four_kernel(x_ptr, y_ptr, a, b, function: tl.constexpr, BLOCK: tl.constexpr):
+    results = function(tl.load(x_ptr + tl.arange(0, BLOCK)), a, b)
+    for i in tl.static_range(len(results)):
+        tl.store(y_ptr + i * BLOCK + tl.arange(0, BLOCK), results[i])
 
 
 @compiles

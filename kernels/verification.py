@@ -1,0 +1,162 @@
+"""The check that an activation is one function everywhere: its formula, its derivatives and its oracle against each other, in float64."""
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .catalogue import ACTIVATIONS, Activation
+
+TOLERANCE = 1e-6
+"""The largest error that passes, relative to 1 + |expected|: formulas may have constants of seven digits."""
+
+POINTS = np.random.default_rng(0).uniform(-8.0, 8.0, 200)
+"""Where functions are compared. No kink of a reasonable activation is within a difference's step of one of them."""
+
+STEPS = (1e-3, 1e-6)
+"""The steps of differences: a second, short one for points beside a kink."""
+
+
+class Claim(NamedTuple):
+    """A comparison of two functions, at the point where they differ most, relative to 1 + |expected|."""
+
+    what: str
+    error: float
+    at: tuple[float, ...]
+    got: float
+    expected: float
+
+    def __str__(self) -> str:
+        point = ", ".join(f"{x:.6g}" for x in self.at)
+        return f"{self.what}: {self.got:.9g}, expected {self.expected:.9g} at {point}"
+
+
+class Report(NamedTuple):
+    """What `check` found. It is true if every claim holds, so that a test can assert it."""
+
+    activation: str
+    claims: tuple[Claim, ...]
+
+    @property
+    def failed(self) -> tuple[Claim, ...]:
+        return tuple(claim for claim in self.claims if not claim.error <= TOLERANCE)
+
+    def __bool__(self) -> bool:
+        return not self.failed
+
+    def __str__(self) -> str:
+        lines = [f"{self.activation}: {'one function everywhere' if self else 'not one function'}"]
+        lines += [f"  {'ok   ' if claim.error <= TOLERANCE else 'WRONG'} {claim}" for claim in self.claims]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:  # which pytest shows of an assertion
+        return str(self)
+
+
+def check_first(name: str) -> None:
+    """Check a user's activation before its first use: once without torch, and again when torch is there. ValueError where it is wrong."""
+    act = ACTIVATIONS[name]
+    with_torch = "torch" in sys.modules
+    if _checked.get(act, -1) >= with_torch:
+        return
+    with ThreadPoolExecutor(1) as pool:  # torch's modes, which may be on in this thread, are not in another
+        report = pool.submit(report_of, act, _defaults(act)).result()
+    if not report:
+        wrong = "; ".join(map(str, report.failed))
+        raise ValueError(
+            f"the activation {name!r} is not one function everywhere. {wrong}. Mend its formula, derivative or oracle; "
+            f"print(epilogue.check({name!r})) shows every comparison."
+        )
+    _checked[act] = with_torch
+
+
+_checked: dict[Activation, bool] = {}
+# As torch.compiler.assume_constant_result would set it, which imports the compiler: Dynamo calls the function as it traces.
+check_first._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def numbers_of(act: Activation, values: tuple) -> tuple[float, ...]:
+    """The parameters' values as numbers: an array's default stands for it."""
+    defaults = [0.75 if default is inspect.Parameter.empty else float(default) for default in act.params.values()]
+    return tuple(v if isinstance(v, float) else default for v, default in zip(values, defaults, strict=True))
+
+
+def _defaults(act: Activation) -> list[tuple[float, ...]]:
+    """The parameters' defaults, and values beside them: at its default a parameter may have no effect."""
+    defaults = numbers_of(act, (None,) * len(act.params))
+    beside = tuple(1.1 * value + 0.05 for value in defaults)
+    holds = act.requires[0] if act.requires else lambda *values: True
+    return [values for values in dict.fromkeys((defaults, beside)) if holds(*values)]
+
+
+def report_of(act: Activation, settings: list[tuple[float, ...]]) -> Report:
+    """The worst of each comparison over these values of the parameters."""
+    with np.errstate(all="ignore"):
+        worst: dict[str, Claim] = {}
+        for values in settings:
+            for claim in _claims(act, values):
+                before = worst.setdefault(claim.what, claim)
+                if not claim.error <= before.error:
+                    worst[claim.what] = claim
+    return Report(act.name, tuple(worst.values()))
+
+
+def _claims(act: Activation, values: tuple[float, ...]) -> Iterator[Claim]:
+    operands = (POINTS, POINTS[::-1] * 0.6)[: act.arity]
+    arguments = [*operands, *(np.full_like(POINTS, value) for value in values)]
+    names = [*act.operands, *act.learnable]
+    places = [[*act.operands, *act.params].index(name) for name in names]
+
+    def claim(what: str, got: Any, *expected: Any) -> Claim:
+        """got against the nearest of what is expected, each an array. Where that is not finite, nor need got be."""
+        got, *wanted = (np.broadcast_to(found, POINTS.shape) for found in (got, *expected))
+        away = np.minimum.reduce(
+            [np.where(np.isfinite(e), np.abs(got - e) / (1.0 + np.abs(e)), np.inf) for e in wanted]
+        )
+        error = np.where(np.isfinite(got) | np.isfinite(wanted[0]), np.nan_to_num(away, nan=np.inf, posinf=np.inf), 0.0)
+        i = int(np.argmax(error))
+        at = tuple(float(argument[i]) for argument in arguments)
+        return Claim(what, float(error[i]), at, float(got[i]), float(wanted[0][i]))
+
+    y = act.value(*arguments)
+    derivatives = [act.derivatives[name](*arguments) for name in names]
+    for name, place, derivative in zip(names, places, derivatives, strict=True):
+        slopes = [_slope(act.value, arguments, place, step) for step in STEPS]
+        yield claim(f"derivative by {name}, against central differences", derivative, *slopes)
+    from_output = act.output_derivative(values)
+    if from_output:
+        yield claim("derivative written in y, against the one by x", from_output(y, *arguments[1:]), derivatives[0])
+    if "torch" in sys.modules:
+        value, gradients = _on_torch(act, arguments, places)
+        if act.own_oracle:
+            yield claim("formula, against the oracle", y, value)
+        for name, derivative, gradient in zip(names, derivatives, gradients, strict=True):
+            yield claim(f"derivative by {name}, against torch's of the oracle", derivative, gradient)
+
+
+def _slope(value: Callable, arguments: list, place: int, step: float) -> np.ndarray:
+    """The difference quotient of fourth order by the argument at `place`."""
+
+    def moved(by: float) -> Any:
+        return value(*(argument + by if i == place else argument for i, argument in enumerate(arguments)))
+
+    return (8.0 * (moved(step) - moved(-step)) - (moved(2 * step) - moved(-2 * step))) / (12.0 * step)
+
+
+def _on_torch(act: Activation, arguments: list, places: list[int]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """(the oracle's values, its gradients by the arguments at `places`)."""
+    import torch
+    import torch.nn.functional as F
+
+    given: list[Any] = [
+        torch.tensor(argument, requires_grad=True) if i in places else float(argument[0])
+        for i, argument in enumerate(arguments)
+    ]
+    y = act.oracle(F, *given)
+    by = [given[place] for place in places]
+    gradients = torch.autograd.grad(y.sum(), by, allow_unused=True) if y.requires_grad else [None] * len(by)
+    found = [np.zeros_like(POINTS) if g is None else g.numpy() for g in gradients]
+    return y.detach().numpy(), found

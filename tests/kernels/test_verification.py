@@ -1,0 +1,246 @@
+"""An activation that is one thing on a CPU and another on a GPU does not pass its first use."""
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import epilogue
+from checks import cases
+from epilogue import nn, verification
+from epilogue.vocabulary import exp, sigmoid, sqrt, tanh, where
+
+pytestmark = pytest.mark.usefixtures("own_activations")
+
+X, WEIGHT = torch.ones(2, 3), torch.ones(4, 3)
+
+
+@pytest.fixture
+def quick():
+    """The issue's own: formula x·σ(1.702x), oracle x·σ(x)."""
+
+    @epilogue.activation(oracle=lambda F, x: x * torch.sigmoid(x))
+    def quick(x):
+        return x * sigmoid(1.702 * x)
+
+    return quick
+
+
+USES = {
+    "linear": lambda: epilogue.linear(X, WEIGHT, activation="quick"),
+    "glu": lambda: epilogue.glu(X, WEIGHT, activation="gated_quick"),
+    "NumPy": lambda: epilogue.linear(X.numpy(), WEIGHT.numpy(), activation="quick"),
+    "backward": lambda: epilogue.linear_backward(np.ones((2, 4)), np.ones((2, 3)), np.ones((4, 3)), activation="quick"),
+    "module": lambda: nn.FusedLinear(3, 4, activation="quick"),
+    "gated module": lambda: nn.FusedGatedMLP(3, 4, activation="quick"),
+    "explain": lambda: epilogue.explain("linear", 8, 8, 8, activation="quick", gpu="H100"),
+    "compiled": lambda: torch.compile(USES["linear"], fullgraph=True, backend="eager")(),
+    "make_fx": lambda: make_fx(lambda x: epilogue.linear(x, WEIGHT, activation="quick"))(X),
+    "vmap": lambda: torch.vmap(lambda x: epilogue.linear(x, WEIGHT, activation="quick"))(X[None]),
+    "inference mode": torch.inference_mode(lambda: epilogue.linear(X, WEIGHT, activation="quick")),
+    "default device": lambda: on_meta(lambda: epilogue.linear(X, WEIGHT, activation="quick")),
+}
+
+
+def on_meta(call):
+    with torch.device("meta"):
+        return call()
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_wrong_oracle_raises_wherever_it_is_first_used(use, quick):
+    """And again at the next use: an error that is caught once does not make it right."""
+    for _ in range(2):
+        with pytest.raises(
+            Exception,
+            match=r"(?s)'quick' is not one function everywhere. formula, against the oracle: -?0\.\d+, expected",
+        ):
+            USES[use]()
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_right_one_passes_wherever_it_is_first_used(use):
+    @epilogue.activation(oracle=lambda F, x: x * torch.sigmoid(1.702 * x))
+    def quick(x):
+        return x * sigmoid(1.702 * x)
+
+    USES[use]()
+    assert quick in verification._checked
+
+
+def test_it_is_checked_once():
+    calls = []
+
+    @epilogue.activation(oracle=lambda F, x: calls.append(1) or x.tanh())
+    def counted(x):
+        return tanh(x)
+
+    epilogue.linear(X, WEIGHT, activation=counted)
+    of_check = len(calls) - 1
+    epilogue.linear(X, WEIGHT, activation=counted)
+    epilogue.glu(X, WEIGHT, activation=counted)
+    assert (of_check, len(calls)) == (1, 4)
+
+
+def wrong_derivative(entry, *wrt, **how):
+    @epilogue.derivative_of(entry, *wrt, **how)
+    def wrong(x, scale):
+        return 0.5 * x
+
+    return entry
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda entry: wrong_derivative(entry), "derivative by x, against central differences"),
+        (lambda entry: wrong_derivative(entry, "scale"), "derivative by scale, against central differences"),
+        (lambda entry: wrong_derivative(entry, output=True), "derivative written in y, against the one by x"),
+    ],
+)
+@pytest.mark.parametrize("oracle", [None, lambda F, x, scale: torch.tanh(x * scale)])
+def test_a_wrong_derivative_raises(spoil, says, oracle):
+    @epilogue.activation(oracle=oracle)
+    def scaled(x, scale=2.0):
+        return tanh(scale * x)
+
+    assert epilogue.check(scaled)
+    spoil(scaled)
+    assert says in {claim.what for claim in epilogue.check(scaled).failed}
+    with pytest.raises(ValueError, match=says):
+        epilogue.linear(X.numpy(), WEIGHT.numpy(), activation="scaled")
+
+
+def test_a_parameter_is_moved_from_its_default():
+    """At beta = 1 the two are the same."""
+
+    @epilogue.activation(oracle=lambda F, x, beta: x * torch.sigmoid(beta * x))
+    def forgot(x, beta=1.0):
+        return x * sigmoid(x)
+
+    with pytest.raises(ValueError, match="formula, against the oracle"):
+        epilogue.linear(X, WEIGHT, activation="forgot")
+    assert epilogue.check(forgot)
+    assert not epilogue.check(forgot, beta=2.0)
+
+
+def test_a_parameter_keeps_to_what_it_requires():
+    @epilogue.activation(
+        oracle=lambda F, x, p: x * torch.tanh(torch.tensor(p)), requires=(lambda p: p <= 1.0, "p <= 1")
+    )
+    def bounded(x, p=1.0):
+        return where(p > 1.0, 7.0, x * tanh(p))
+
+    epilogue.linear(X, WEIGHT, activation="bounded")
+
+
+def test_torchs_gradient_must_be_the_derivative():
+    """Of the branch that `where` does not take, autograd multiplies an infinite slope by 0; a kernel does not compute it."""
+
+    @epilogue.activation
+    def root(x):
+        return where(x > 0.0, sqrt(x), 0.0)
+
+    with pytest.raises(ValueError, match="derivative by x, against torch's of the oracle: 0, expected nan"):
+        epilogue.linear(X, WEIGHT, activation="root")
+
+
+def test_a_kink_that_nobody_declared_is_none():
+    """Wherever it lies."""
+    rng = np.random.default_rng(1)
+    for bend in rng.uniform(-7.0, 7.0, 40):
+
+        def bent(x, bend=float(bend)):
+            return where(x > bend, 2.0 * x, x + bend)
+
+        bent.__name__ = f"bent_{bend:.6f}".replace(".", "_").replace("-", "m")
+        assert epilogue.check(epilogue.activation(bent))
+
+
+def test_a_function_of_positive_numbers_alone_passes():
+    @epilogue.activation
+    def root_of(x):
+        return sqrt(x)
+
+    assert epilogue.check(root_of)
+
+
+@pytest.mark.parametrize(("entry", "values"), cases())
+def test_the_catalogue_passes(entry, values):
+    report = epilogue.check(entry, **dict(zip(entry.params, values, strict=True)))
+    assert report
+    kinds = [claim.what for claim in report.claims]
+    assert len(kinds) == len(set(kinds)) >= 1 + 2 * entry.arity
+
+
+def test_the_report():
+    report = epilogue.check(torch.nn.GELU("tanh"))
+    assert bool(report) is True
+    assert (report.activation, report.failed) == ("gelu_tanh", ())
+    assert [claim.what for claim in report.claims] == [
+        "derivative by x, against central differences",
+        "formula, against the oracle",
+        "derivative by x, against torch's of the oracle",
+    ]
+    assert str(report).startswith("gelu_tanh: one function everywhere\n  ok    derivative by x, against central")
+    with pytest.raises(ValueError, match="unknown activation 'gleu'"):
+        epilogue.check("gleu")
+    with pytest.raises(TypeError, match="gelu"):
+        epilogue.check("gelu", slope=0.5)
+
+
+def test_a_failing_report_shows_where(quick):
+    report = epilogue.check("quick")
+    assert bool(report) is False
+    worst = report.failed[0]
+    assert worst.what == "formula, against the oracle"
+    x = worst.at[0]
+    assert worst.got == pytest.approx(x / (1.0 + np.exp(-1.702 * x)))
+    assert worst.expected == pytest.approx(x / (1.0 + np.exp(-x)))
+    assert repr(report).startswith("quick: not one function\n")
+    assert "  WRONG formula, against the oracle: " in repr(report)
+
+
+def test_without_torch_the_derivative_is_checked_and_torch_is_not_imported(tmp_path):
+    """What torch's oracle says is checked as soon as torch is there."""
+    code = """
+        import sys
+        import numpy as np
+        import epilogue
+        from epilogue.vocabulary import tanh
+
+        @epilogue.activation(oracle=lambda F, x: F.tanh(x))
+        def own(x):
+            return 2.0 * tanh(x)
+
+        x = np.ones((2, 3))
+        epilogue.linear(x, x, activation="own")
+        assert "torch" not in sys.modules
+        epilogue.derivative_of(own)(lambda x: x)
+        assert not epilogue.check("own")
+        assert "torch" not in sys.modules
+        import torch
+        try:
+            epilogue.linear(torch.ones(2, 3), torch.ones(2, 3), activation="own")
+        except ValueError as error:
+            assert "formula, against the oracle" in str(error)
+        else:
+            raise AssertionError
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_formula_of_two():
+    @epilogue.pair
+    def soft_or(a, b, sharpness=1.0):
+        return (a * exp(sharpness * a) + b * exp(sharpness * b)) / (exp(sharpness * a) + exp(sharpness * b))
+
+    assert epilogue.check(soft_or)
+    args = X.requires_grad_(), WEIGHT
+    y = epilogue.glu(*args, activation="soft_or")
+    torch.testing.assert_close(y, X @ WEIGHT[:2].T)
