@@ -49,8 +49,8 @@ def fuse(
         exclude: A pattern or several, which no fused module may match.
 
     Returns:
-        A `Report` with the rows `fused` and `refused`. It prints as a table, and `with fuse(model):` fuses until the block ends. Each row is
-        also logged (logger "epilogue").
+        A `Report` with the rows `fused` and `refused`. It prints as a table, and `with fuse(model):` fuses until the block ends. Each row
+        is also logged (logger "epilogue").
 
     Raises:
         TypeError: model is not an nn.Module.
