@@ -18,6 +18,7 @@ import readme_tables
 import walk
 from epilogue.benchmarks.bench import report
 from epilogue.benchmarks.bench.results import load
+from epilogue.benchmarks.cli import COMMANDS
 from epilogue.benchmarks.train import memory
 from epilogue.triton.plan.chips import CHIPS
 from epilogue.triton.plan.dispatch import choose
@@ -97,9 +98,10 @@ def test_signatures_are_the_functions():
     calls = re.findall(r"epilogue\.(\w+)\((.*?)\)\s*(?:#|$)", block, re.DOTALL | re.MULTILINE)
     assert len(calls) == 4
     for name, text in calls:
-        signature = str(inspect.signature(getattr(epilogue, name)))
-        plain = re.sub(r": (Any|float|bool)", "", signature).replace(" = ", "=").strip("()")
-        assert " ".join(text.split()) == plain.replace("'", '"')
+        signature = inspect.signature(getattr(epilogue, name))
+        bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+        plain = str(signature.replace(parameters=bare, return_annotation=signature.empty))
+        assert " ".join(text.split()) == plain[1:-1].replace("'", '"')
 
 
 def test_the_first_table_is_what_was_counted_and_what_explain_says():
@@ -153,6 +155,12 @@ def test_the_part_about_speed_is_the_results():
 def test_explanation():
     call, answer = re.findall(r">>> print\((epilogue\.explain.*)\)\n(.*\n.*)\n", TEXT)[0]
     assert str(eval(call)).startswith(answer)
+
+
+def test_each_command_is_named():
+    table = re.search(r"### Commands\n(.*?)\n#", TEXT, re.DOTALL)[1]
+    named = re.findall(r"`(?:epilogue )?([a-z-]+)[^`]*`", "".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)))
+    assert sorted(named) == sorted(COMMANDS)
 
 
 def test_error_message():
