@@ -84,8 +84,8 @@ def backend(name: str) -> Iterator[None]:
         A context manager.
 
     Raises:
-        ValueError: The name is another one.
-        RuntimeError: Those kernels cannot run on this machine at all.
+        ValueError: the name is another one.
+        RuntimeError: those kernels cannot run on this machine at all.
 
     >>> with epilogue.backend("eager"):
     ...     y = epilogue.linear(x, weight)

@@ -65,16 +65,16 @@ def explain(
 
     Args:
         op: "linear", "glu", "mlp" or "gated_mlp".
-        m: The number of rows of x [m, k], such as tokens.
-        k: The number of input features.
-        n: The number of output features; for an MLP that of hidden features, and its output has k.
-        activation: As the operation takes it; None is the operation's own default.
+        m: the number of rows of x [m, k], such as tokens.
+        k: the number of input features.
+        n: the number of output features; for an MLP that of hidden features, and its output has k.
+        activation: as the operation takes it; None is the operation's own default.
         dtype: float16, bfloat16 or float32, as a name or a torch.dtype. float32 products follow torch's TF32 setting.
-        training: If True, forward keeps what backward needs and, for an MLP, backward's product is shown too.
-        dropout: If True, an MLP in training drops hidden units.
-        frozen: The names of the operation's arguments that need no gradient, such as `["x", "down_weight"]`.
-        gpu: The name of a GPU, such as "H100", taken from its data sheet; None is this machine's GPU.
-        **params: The activation's parameters.
+        training: if True, forward keeps what backward needs and, for an MLP, backward's product is shown too.
+        dropout: if True, an MLP in training drops hidden units.
+        frozen: the names of the operation's arguments that need no gradient, such as `["x", "down_weight"]`.
+        gpu: the name of a GPU, known from its data sheet, such as "A100" or "H100" (`gpu="?"` lists them); None is this machine's GPU.
+        **params: the activation's parameters.
 
     Returns:
         An `Explanation`, which prints as one line per way to compute each product; the way that the call takes comes first. Times are in
@@ -83,8 +83,8 @@ def explain(
         Then there are no steps, only the reason.
 
     Raises:
-        ValueError: No kernel serves the call, the GPU is unknown, or none is named and there is none here.
-        RuntimeError: The backend that the environment chose cannot run.
+        ValueError: no kernel serves the call, the GPU is unknown, or none is named and there is none here.
+        RuntimeError: the backend that the environment chose cannot run.
 
     >>> print(explain("linear", 8192, 4096, 14336, activation="gelu", gpu="H200"))
     """

@@ -28,7 +28,7 @@ def resolve(spec: Any) -> tuple[Activation, dict[str, Any]]:
     """Look up the activation that a user means: `epilogue.linear` and the modules take whatever this function takes.
 
     Args:
-        spec: A name or alias ("gelu", "gelu_new", "relu2", "swiglu"; case, `_` and `-` do not matter), an `Activation`, None (identity), a
+        spec: a name or alias ("gelu", "gelu_new", "relu2", "swiglu"; case, `_` and `-` do not matter), an `Activation`, None (identity), a
             module of torch.nn (`nn.LeakyReLU(0.2)`, `nn.GELU("tanh")`, `nn.PReLU()`) or of transformers (`ACT2FN["silu"]`), a function
             of torch.nn.functional or torch (`F.silu`), or a functools.partial of one. `nn.GLU()` and `F.glu`, whose gate is the second
             half, are the pair glu_gate_last.
@@ -37,7 +37,7 @@ def resolve(spec: Any) -> tuple[Activation, dict[str, Any]]:
         The `Activation`, and a dict of the parameters that spec itself fixes, such as a module's slope.
 
     Raises:
-        ValueError: No activation has that name. The message suggests similar ones.
+        ValueError: no activation has that name. The message suggests similar ones.
         TypeError: spec is something else, or a module that epilogue does not know.
 
     >>> resolve("relu2")

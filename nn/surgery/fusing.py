@@ -42,11 +42,11 @@ def fuse(
     dropout does more than it says (LoRA, hooks, quantised, sharded, patched), the call runs the original expression.
 
     Args:
-        model: The model, or a part of one.
-        verify: Try each expression on small layers in float64, in training and evaluation, and refuse it where the results differ.
-        dry_run: Report only, and change nothing.
-        include: A shell pattern of modules' paths, like `"*.mlp"`, or several. A module is fused if it matches one; by default all do.
-        exclude: A pattern or several, which no fused module may match.
+        model: the model, or a part of one.
+        verify: try each expression on small layers in float64, in training and evaluation, and refuse it where the results differ.
+        dry_run: report only, and change nothing.
+        include: a shell pattern of modules' paths, like `"*.mlp"`, or several. A module is fused if it matches one; by default all do.
+        exclude: a pattern or several, which no fused module may match.
 
     Returns:
         A `Report` with the rows `fused` and `refused`. It prints as a table, and `with fuse(model):` fuses until the block ends. Each row
@@ -54,7 +54,7 @@ def fuse(
 
     Raises:
         TypeError: model is not an nn.Module.
-        ValueError: A pattern in include matches nothing.
+        ValueError: a pattern in include matches nothing.
 
     A block that cannot be fused is a row of the report, never an error. After any error the model is as before.
     """
@@ -107,14 +107,14 @@ def unfuse(model: nn.Module) -> list[str]:
     """Take back what `fuse` did. The model is as before, to the bit.
 
     Args:
-        model: The model, or a part of one.
+        model: the model, or a part of one.
 
     Returns:
         The paths of the modules that were fused.
 
     Raises:
         TypeError: model is not an nn.Module.
-        ValueError: A class has since been derived from a fused one (fully_shard, a parametrization). Nothing is changed then.
+        ValueError: a class has since been derived from a fused one (fully_shard, a parametrization). Nothing is changed then.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"unfuse: model must be a torch.nn.Module, got {type(model).__name__}")
