@@ -24,7 +24,7 @@ endif
 
 # The API reference, made from the docstrings: out/docs/index.html.
 docs: $(INSTALLED)
-	$(BIN)/pdoc --docformat google --output-directory out/docs epilogue epilogue.nn epilogue.vocabulary
+	$(BIN)/pdoc --docformat google --output-directory out/docs epilogue epilogue.nn
 
 # dist/epilogue-*.whl, for machines without a network or with an old setuptools. The commit travels in it: no repository may be there.
 wheel: | $(BIN)/python
