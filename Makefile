@@ -22,9 +22,9 @@ ifeq ($(shell uname -s),Linux)
 	TRITON_INTERPRET=1 $(BIN)/pytest -n auto --dist worksteal tests/kernels/triton
 endif
 
-# The API reference, made from the docstrings: out/docs/index.html.
+# The API reference, made from the docstrings: out/docs/index.html. An annotation that pdoc cannot evaluate is shown as it is written.
 docs: $(INSTALLED)
-	$(BIN)/pdoc --docformat google --output-directory out/docs epilogue epilogue.nn
+	$(BIN)/python -W "ignore:Error parsing type annotation" -m pdoc --docformat google --output-directory out/docs epilogue epilogue.nn
 
 # dist/epilogue-*.whl, for machines without a network or with an old setuptools. The commit travels in it: no repository may be there.
 wheel: | $(BIN)/python
