@@ -73,7 +73,8 @@ def explain(
         training: if True, forward keeps what backward needs and, for an MLP, backward's product is shown too.
         dropout: if True, an MLP in training drops hidden units.
         frozen: the names of the operation's arguments that need no gradient, such as `["x", "down_weight"]`.
-        gpu: the name of a GPU, known from its data sheet, such as "A100" or "H100" (`gpu="?"` lists them); None is this machine's GPU.
+        gpu: "A10", "A100", "A100 PCIe", "A100 40GB", "L4", "L40S", "RTX 3090", "RTX 4090", "RTX 5090", "H100", "H200", "B200" or "GB200"
+            by their data sheets, in capitals or not; None is this machine's GPU.
         **params: the activation's parameters.
 
     Returns:

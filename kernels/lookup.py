@@ -29,9 +29,9 @@ def resolve(spec: Any) -> tuple[Activation, dict[str, Any]]:
 
     Args:
         spec: a name or alias ("gelu", "gelu_new", "relu2", "swiglu"; case, `_` and `-` do not matter), an `Activation`, None (identity), a
-            module of torch.nn (`nn.LeakyReLU(0.2)`, `nn.GELU("tanh")`, `nn.PReLU()`) or of transformers (`ACT2FN["silu"]`), a function
-            of torch.nn.functional or torch (`F.silu`), or a functools.partial of one. `nn.GLU()` and `F.glu`, whose gate is the second
-            half, are the pair glu_gate_last.
+            module of torch.nn (`nn.LeakyReLU(0.2)`, `nn.GELU("tanh")`, `nn.PReLU()`) or its class (`nn.GELU`, as it is without
+            arguments), a module of transformers (`ACT2FN["silu"]`), a function of torch.nn.functional or torch (`F.silu`), or a
+            functools.partial of one. `nn.GLU()` and `F.glu`, whose gate is the second half, are the pair glu_gate_last.
 
     Returns:
         The `Activation`, and a dict of the parameters that spec itself fixes, such as a module's slope.

@@ -22,6 +22,7 @@ from epilogue.benchmarks.cli import COMMANDS
 from epilogue.benchmarks.train import memory
 from epilogue.triton.plan.chips import CHIPS
 from epilogue.triton.plan.dispatch import choose
+from epilogue.vocabulary import PRIMITIVES
 from measured import products
 
 README = Path(__file__).parent.parent / "README.md"
@@ -83,13 +84,18 @@ def test_an_existing_model(run):
 
 
 def test_own_activation(run):
-    scaled_silu = run("own activation")["scaled_silu"]
-    assert scaled_silu is epilogue.ACTIVATIONS["scaled_silu"]
-    x, w = torch.randn(5, 6), torch.randn(4, 6)
-    expected = 2.0 * torch.nn.functional.silu(x @ w.T)
-    torch.testing.assert_close(epilogue.linear(x, w, activation="scaled_silu", scale=2.0), expected)
-    numpys = epilogue.linear(x.numpy(), w.numpy(), activation="scaled_silu", scale=2.0)
-    np.testing.assert_allclose(numpys, expected.numpy(), rtol=1e-5, atol=1e-6)
+    layer = run("own activation")["layer"]
+    x = torch.randn(5, 64)
+    z = torch.nn.functional.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x), z + z.sin().square())
+    arrays = [tensor.detach().numpy() for tensor in (x, layer.weight, layer.bias)]
+    numpys = epilogue.linear(*arrays, activation="snake", alpha=2.0)
+    np.testing.assert_allclose(numpys, (z + (2.0 * z).sin().square() / 2.0).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_vocabulary_of_formulas():
+    named = re.search(r"the functions of `epilogue.vocabulary`: (.*?)\. ", TEXT, re.DOTALL)[1]
+    assert sorted(re.findall(r"`(\w+)`", named)) == sorted(PRIMITIVES)
 
 
 def test_signatures_are_the_functions():
@@ -163,11 +169,19 @@ def test_each_command_is_named():
     assert sorted(named) == sorted(COMMANDS)
 
 
+def test_the_gpus_that_explain_knows():
+    named = re.search(r"GPUs from their data sheets: (.*?)\.", TEXT, re.DOTALL)[1]
+    assert sorted(re.split(r",\s+", named)) == sorted(CHIPS)
+
+
 def test_error_message():
     message = re.search(r"ValueError: (unknown activation .*?) Known", TEXT)
     assert message
     with pytest.raises(ValueError, match=re.escape(message[1])):
         epilogue.linear(torch.ones(2, 2), torch.ones(2, 2), activation="gleu")
+    assert "did you mean dropout_p?" in TEXT
+    with pytest.raises(TypeError, match=re.escape("did you mean dropout_p?")):
+        epilogue.mlp(torch.ones(2, 2), torch.ones(2, 2), torch.ones(2, 2), dropout=0.1)
 
 
 def test_no_picture_is_relative():
