@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/installed-$(FILES)
 # The folder kernels/ must not be importable by that name: Hugging Face has a package called so.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test wheel gpu check format clean
+.PHONY: demo test docs wheel gpu check format clean
 
 # BACKEND=cupy or eager: on a GPU in place of the Triton kernels.
 demo: $(INSTALLED)
@@ -21,6 +21,10 @@ test: $(INSTALLED)
 ifeq ($(shell uname -s),Linux)
 	TRITON_INTERPRET=1 $(BIN)/pytest -n auto --dist worksteal tests/kernels/triton
 endif
+
+# The API reference, made from the docstrings: out/docs/index.html. An annotation that pdoc cannot evaluate is shown as it is written.
+docs: $(INSTALLED)
+	$(BIN)/python -W "ignore:Error parsing type annotation" -m pdoc --docformat google --output-directory out/docs epilogue epilogue.nn
 
 # dist/epilogue-*.whl, for machines without a network or with an old setuptools. The commit travels in it: no repository may be there.
 wheel: | $(BIN)/python

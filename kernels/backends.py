@@ -68,14 +68,27 @@ _environment: str | None = _named(_from_environment, "EPILOGUE_BACKEND") if _fro
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Run CUDA tensors on "triton", "cupy" or "eager" (plain torch operations) within a `with`, in this thread or asyncio task.
+    """Choose what runs CUDA tensors within a `with`, in this thread or asyncio task.
+
+    Tensors that the chosen kernels do not serve (float64, tensor subclasses, CPU tensors) run plain torch operations. A call's backward
+    runs where its forward did.
 
     A thread that is started within the `with` begins without a choice (in Python 3.14's free-threaded build, with this one). So do
     autograd's own threads, where torch's checkpoints compute forward again. To choose for them too, set EPILOGUE_BACKEND=cupy in the
     environment, which holds for the whole process, or run the thread in `contextvars.copy_context()`.
 
-    Tensors that the chosen kernels do not serve (float64, tensor subclasses, CPU tensors) run plain torch operations. A call's backward
-    runs where its forward did. ValueError for another name, RuntimeError where those kernels cannot run at all.
+    Args:
+        name: "triton", "cupy" or "eager" (plain torch operations).
+
+    Returns:
+        A context manager.
+
+    Raises:
+        ValueError: the name is another one.
+        RuntimeError: those kernels cannot run on this machine at all.
+
+    >>> with epilogue.backend("eager"):
+    ...     y = epilogue.linear(x, weight)
     """
     global _in_trace
     _raise_if_missing(_named(name, "epilogue.backend: the name"), "epilogue.backend")

@@ -58,20 +58,34 @@ def explain(
     op: str, m: int, k: int, n: int, *, activation: Any = None, dtype: Any = "bfloat16", training: bool = False,
     dropout: bool = False, frozen: Collection[str] = (), gpu: str | None = None, **params: Any,
 ) -> Explanation:  # fmt: skip
-    """Explain which kernels `epilogue.linear`, `glu`, `mlp` or `gated_mlp` (op) run on a GPU for x [m, k], and how long each way takes.
+    """Explain which kernels a call of `linear`, `glu`, `mlp` or `gated_mlp` runs on a GPU, and how long each way takes.
 
-    n: the number of output features; for an MLP that of hidden features, and its output has k. activation and its parameters: as the
-    operation takes them. dtype: float16, bfloat16 or float32, a name or a torch.dtype; float32 products follow torch's TF32 setting.
-    training: forward keeps what backward needs and, for an MLP, backward's product is shown too. dropout: an MLP drops hidden units.
-    frozen: the names of the operation's arguments that need no gradient, such as ["x", "down_weight"]. gpu: "A100", "H100", "H200" or
-    "B200" by their data sheets, in capitals or not; by default this machine's. Operands are assumed to be aligned to 16 bytes where their
-    sizes allow it, and a layer to have a bias.
+    Products that always run on cuBLAS (dx, dW, down) are not shown. Operands are assumed to be aligned to 16 bytes where their sizes allow
+    it, and a layer to have a bias.
 
-    Products that always run on cuBLAS (dx, dW, down) are not shown. Times are in microseconds: measured where `epilogue tune` has run on
-    this machine, else predicted by a model of the chip. A call may run the CuPy kernels or plain torch operations instead, chosen by
-    `epilogue.backend` or EPILOGUE_BACKEND or because Triton or a newer GPU is missing. Then there are no steps, only the reason.
+    Args:
+        op: "linear", "glu", "mlp" or "gated_mlp".
+        m: the number of rows of x [m, k], such as tokens.
+        k: the number of input features.
+        n: the number of output features; for an MLP that of hidden features, and its output has k.
+        activation: as the operation takes it; None is the operation's own default.
+        dtype: float16, bfloat16 or float32, as a name or a torch.dtype. float32 products follow torch's TF32 setting.
+        training: if True, forward keeps what backward needs and, for an MLP, backward's product is shown too.
+        dropout: if True, an MLP in training drops hidden units.
+        frozen: the names of the operation's arguments that need no gradient, such as `["x", "down_weight"]`.
+        gpu: "A10", "A100", "A100 PCIe", "A100 40GB", "L4", "L40S", "RTX 3090", "RTX 4090", "RTX 5090", "H100", "H200", "B200" or "GB200"
+            by their data sheets, in capitals or not; None is this machine's GPU.
+        **params: the activation's parameters.
 
-    ValueError where no kernel serves the call; RuntimeError where the backend that the environment chose cannot run.
+    Returns:
+        An `Explanation`, which prints as one line per way to compute each product; the way that the call takes comes first. Times are in
+        microseconds: measured where `epilogue tune` has run on this machine, else predicted by a model of the chip. A call may run the
+        CuPy kernels or plain torch operations instead, chosen by `backend` or EPILOGUE_BACKEND or because Triton or a newer GPU is missing.
+        Then there are no steps, only the reason.
+
+    Raises:
+        ValueError: no kernel serves the call, the GPU is unknown, or none is named and there is none here.
+        RuntimeError: the backend that the environment chose cannot run.
 
     >>> print(explain("linear", 8192, 4096, 14336, activation="gelu", gpu="H200"))
     """

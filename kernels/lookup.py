@@ -26,14 +26,20 @@ _TRANSFORMERS = {
 
 
 def resolve(spec: Any) -> tuple[Activation, dict[str, Any]]:
-    """(Activation, params) for anything that a user may pass as an activation; params holds the parameters that the spec itself fixes.
+    """Look up the activation that a user means: `epilogue.linear` and the modules take whatever this function takes.
 
-    spec: a name or alias ("gelu", "gelu_new", "relu2", "swiglu"), an Activation, None (identity), a torch.nn module
-    (`nn.LeakyReLU(0.2)`, `nn.GELU("tanh")`, `nn.PReLU()`) or transformers' (`ACT2FN["silu"]`), a function of
-    torch.nn.functional or torch (`F.silu`), or a functools.partial of one. `nn.GLU()` and `F.glu`, whose gate is the second half, are
-    the pair glu_gate_last.
+    Args:
+        spec: a name or alias ("gelu", "gelu_new", "relu2", "swiglu"; case, `_` and `-` do not matter), an `Activation`, None (identity), a
+            module of torch.nn (`nn.LeakyReLU(0.2)`, `nn.GELU("tanh")`, `nn.PReLU()`) or its class (`nn.GELU`, as it is without
+            arguments), a module of transformers (`ACT2FN["silu"]`), a function of torch.nn.functional or torch (`F.silu`), or a
+            functools.partial of one. `nn.GLU()` and `F.glu`, whose gate is the second half, are the pair glu_gate_last.
 
-    ValueError for an unknown name, TypeError for anything else.
+    Returns:
+        The `Activation`, and a dict of the parameters that spec itself fixes, such as a module's slope.
+
+    Raises:
+        ValueError: no activation has that name. The message suggests similar ones.
+        TypeError: spec is something else, or a module that epilogue does not know.
 
     >>> resolve("relu2")
     (<activation relu_squared(x)>, {})

@@ -238,7 +238,9 @@ def readme(found: Sequence[GPUResults], directory: Path, document: Path) -> str:
         for name, picture in PICTURES.items():
             path = path_of(name, results, directory)
             if path.exists():
-                sections.append(f"![{picture.title}]({folder}/{path.name})")
+                sections.append(
+                    f"[{picture.title}]({folder}/{path.name})"
+                )  # no image: on PyPI a relative one is broken
     return "\n\n".join([*sections, f"Every case: [{SPEED}]({folder}/{SPEED})."])
 
 

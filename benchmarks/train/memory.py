@@ -110,7 +110,7 @@ def activation(row: dict[str, Any]) -> str:
 
 def readme(result: dict[str, Any]) -> str:
     """The README's part about memory, made from the result."""
-    return f"KiB per token and layer:\n\n{markdown(cells(result))}\n\n![The same, relative to eager](benchmarks/results/memory.png)"
+    return f"KiB per token and layer:\n\n{markdown(cells(result))}"
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

@@ -41,14 +41,22 @@ def fuse(
     Every call looks at what is there by then. Where a layer is more than a plain nn.Linear (or transformers' Conv1D), or an activation or
     dropout does more than it says (LoRA, hooks, quantised, sharded, patched), the call runs the original expression.
 
-    verify: try each expression on small layers in float64, in training and evaluation, and refuse it where the results differ.
-    dry_run: report only. include, exclude: shell patterns of modules' paths, like "*.mlp"; a module is fused if it matches at least one
-    pattern of include (default: all) and none of exclude.
+    Args:
+        model: the model, or a part of one.
+        verify: try each expression on small layers in float64, in training and evaluation, and refuse it where the results differ.
+        dry_run: report only, and change nothing.
+        include: a shell pattern of modules' paths, like `"*.mlp"`, or several. A module is fused if it matches one; by default all do.
+        exclude: a pattern or several, which no fused module may match.
 
-    Returns a Report with the rows `fused` and `refused`; it prints as a table, and `with fuse(model):` fuses until the block ends. Each row
-    is also logged (logger "epilogue"). If anything is raised half way, the model is as before; nothing is raised for what a model holds.
+    Returns:
+        A `Report` with the rows `fused` and `refused`. It prints as a table, and `with fuse(model):` fuses until the block ends. Each row
+        is also logged (logger "epilogue").
 
-    TypeError if model is not an nn.Module, ValueError for a pattern in include that matches nothing.
+    Raises:
+        TypeError: model is not an nn.Module.
+        ValueError: a pattern in include matches nothing.
+
+    A block that cannot be fused is a row of the report, never an error. After any error the model is as before.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"fuse: model must be a torch.nn.Module, got {type(model).__name__}")
@@ -96,9 +104,17 @@ def _fuse_module(path: str, module: nn.Module, verify: bool, dry_run: bool, repo
 
 
 def unfuse(model: nn.Module) -> list[str]:
-    """Take back what `fuse` did, and return the paths of the modules that were fused.
+    """Take back what `fuse` did. The model is as before, to the bit.
 
-    ValueError, before anything is changed, if a class has since been derived from a fused one (fully_shard, a parametrization).
+    Args:
+        model: the model, or a part of one.
+
+    Returns:
+        The paths of the modules that were fused.
+
+    Raises:
+        TypeError: model is not an nn.Module.
+        ValueError: a class has since been derived from a fused one (fully_shard, a parametrization). Nothing is changed then.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"unfuse: model must be a torch.nn.Module, got {type(model).__name__}")

@@ -25,4 +25,4 @@ def test_one_model_type():
     }
     assert found["refused"] == {}
     assert (found["types"], found["made"], found["fused somewhere"]) == (2, 2, 2)
-    assert "100.0% are fused" in walk.readme(found)
+    assert "It fuses 100.0% of the modules" in walk.readme(found)

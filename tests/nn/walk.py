@@ -222,12 +222,12 @@ def readme(found: dict[str, Any]) -> str:
     for key, n in [*found["fused"].items(), *found["refused"].items()]:
         rows.append((names.get(key, key), *(str(n[column]) for column in ("modules", "classes", "types"))))
     wrong = sum(map(len, found["wrong"].values()))
-    made = f"{found['made']} can be built on the meta device (with two layers where their configs allow it)"
     checked = f"One module of each class and type, {found['checked']} in all, was computed again with other weights: {wrong} were wrong"
     return (
-        f"Of the {found['types']} model types of transformers {found['transformers']}, {made}, and {found['fused somewhere']} have "
-        f"something to fuse. Of the modules that compute one of these expressions, {found['coverage']:.1%} are fused. (Of those refused "
-        "below, only the ones with none of the expressions in their source count as missed; the others compute something else.) "
+        f"transformers {found['transformers']} has {found['types']} model types. {found['made']} of them could be built without memory for "
+        "their weights (on the meta device, with two layers where the config allows it), and `fuse` finds something in "
+        f"{found['fused somewhere']}. It fuses {found['coverage']:.1%} of the modules that compute one of its expressions. The modules "
+        "refused below compute something else, except those with none of the expressions in their source, which count as missed. "
         f"{checked} (`pytest -m slow tests/nn/test_walk.py`).\n\n{markdown(rows)}"
     )
 
