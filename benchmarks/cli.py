@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; without one print what there is."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a line appears when it is printed, in a file or a pipe too
     argv = sys.argv[1:] if argv is None else list(argv)
     args = _parser().parse_args(argv or ["--help"], argparse.Namespace(argv=argv))
     return args.run(args)

@@ -163,7 +163,7 @@ def _chip(gpu: str | None) -> "Machine | None":
 
     chip = chips.named(gpu) if isinstance(gpu, str) else None
     if gpu is not None and chip is None:
-        raise ValueError(f"explain: gpu must be one of {', '.join(chips.CHIPS)}, or None for this one; got {gpu!r}")
+        raise ValueError(f"explain: gpu must be one of {', '.join(chips.CHIPS)}; got {gpu!r}")
     return chip
 
 

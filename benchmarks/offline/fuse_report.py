@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from epilogue.benchmarks.progress import say
 from epilogue.nn import fuse
 
 
@@ -81,6 +82,7 @@ def _stop(message: str) -> SystemExit:
 
 def main(target: str) -> int:
     """Print what would be fused in the model of `config.json` or `module:function`."""
+    say(f"building {target} on the meta device")
     model = from_config(Path(target)) if target.endswith(".json") else from_callable(target)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{type(model).__name__}, {parameters / 1e6:,.1f} M parameters, on the meta device")

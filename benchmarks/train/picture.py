@@ -42,9 +42,9 @@ def _training(panel: Axes, training: Training, ran: str) -> None:
 def _step(panel: Axes, step: KernelStep) -> None:
     ratios, (stock, fused) = step.ratios, (step.stock, step.fused)
     details = (
-        f"{fused.kept / 1024:,.0f} of {stock.kept / 1024:,.0f} KiB",
-        f"{fused.peak / 1024:,.0f} of {stock.peak / 1024:,.0f} KiB",
-        f"{fused.error:.1e} of {stock.error:.1e}",
+        f"{fused.kept / 1024:,.0f} KiB\nof {stock.kept / 1024:,.0f}",
+        f"{fused.peak / 1024:,.0f} KiB\nof {stock.peak / 1024:,.0f}",
+        f"{fused.error:.1e}\nof {stock.error:.1e}",
     )
     names = [name.replace(" of ", "\nof ").replace(" for ", "\nfor ") for name in ratios]
     bars = panel.bar(names, list(ratios.values()), 0.6, color=OURS)

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from epilogue import backends, triton
+from epilogue.benchmarks.progress import progress
 from epilogue.benchmarks.report import table
 from epilogue.benchmarks.train import losses
 
@@ -71,11 +71,9 @@ def train(
 ) -> tuple[Run, Run]:
     """Train the two models, stock first, in turns so that both see the same machine."""
     stock, fused = (begin(name, model, steps, learning_rate) for name, model in models.items())
-    progress = tqdm(batches, total=steps, desc="training both", unit="step", disable=None)
-    for x, labels in progress:
+    for x, labels in progress(batches, "training both", steps, "step"):
         step(stock, loss_of, x, labels)
         step(fused, loss_of, x, labels)
-        progress.set_postfix(loss=f"{fused.losses[-1]:.3f}", refresh=False)
     return stock, fused
 
 
