@@ -35,8 +35,6 @@ def from_config(path: Path) -> nn.Module:
 def from_callable(target: str) -> nn.Module:
     """The model that a function without arguments returns, `module:function`; the current directory is importable for it."""
     module_name, _, name = target.partition(":")
-    if not name:
-        raise _stop(f"{target} is neither a .json file nor module:function")
     # At the end: a folder here, such as this project's own kernels/, must not hide an installed package of its name.
     sys.path.append(str(Path.cwd()))
     try:
@@ -53,8 +51,6 @@ def from_callable(target: str) -> nn.Module:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise _stop(f"there is no file {path}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # no JSON, or no text
