@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 
 # A strict editable install is a tree of links, one per file, so it is made again when a file comes or goes.
 FILES := $(shell find kernels nn benchmarks -name '*.py' -o -name '*.cu' | sort | cksum | cut -d' ' -f1)
-INSTALLED := $(VENV)/installed-$(FILES)
+DEMO := $(VENV)/installed-demo-$(FILES)
+TEST := $(VENV)/installed-test-$(FILES)
 
 # The folder kernels/ must not be importable by that name: Hugging Face has a package called so.
 export PYTHONSAFEPATH := 1
@@ -13,10 +14,10 @@ export PYTHONSAFEPATH := 1
 .PHONY: demo test docs wheel gpu check format clean
 
 # BACKEND=cupy or eager: on a GPU in place of the Triton kernels.
-demo: $(INSTALLED)
+demo: $(or $(wildcard $(TEST)),$(DEMO))
 	$(if $(BACKEND),EPILOGUE_BACKEND=$(BACKEND)) $(BIN)/epilogue demo $(ARGS)
 
-test: $(INSTALLED)
+test: $(TEST)
 	$(BIN)/pytest -n auto --dist worksteal
 ifeq ($(shell uname -s),Linux)
 	TRITON_INTERPRET=1 $(BIN)/pytest -n auto --dist worksteal tests/kernels/triton
@@ -38,12 +39,12 @@ gpu: $(if $(wildcard dist/epilogue-*.whl),,wheel)
 	$(PYTHON) -m pip install --quiet --no-index --no-deps --force-reinstall dist/*.whl
 	$(PYTHON) -m epilogue gpu-run $(ARGS)
 
-check: $(INSTALLED)
+check: $(TEST)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-format: $(INSTALLED)
+format: $(TEST)
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
@@ -53,9 +54,11 @@ clean:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/installed-%-$(FILES): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	rm -rf build $(VENV)/installed-*
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test]" --config-settings editable_mode=strict
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps timm  # which wants torchvision, and that another torch
+# The demo imports a small part of what it installs, so Python compiles that part when it is imported: half a minute less.
+	$(BIN)/python -m pip install --quiet $(if $(filter demo,$*),--no-compile) -c constraints.txt -e ".[$*]" --config-settings editable_mode=strict
+# timm wants torchvision, and that another torch
+	$(if $(filter test,$*),$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps timm)
 	touch $@

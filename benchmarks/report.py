@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+RESULTS = BENCH, TRAINING, HOST_COST = "bench-*.json", "training-*.json", "host_cost*.json"
+"""The names of the files that `epilogue bench --report` reads."""
 GPU_RUN = "results.json"
 """The file in which `epilogue gpu-run` joins those of its steps: step -> file name -> contents."""
 

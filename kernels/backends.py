@@ -62,8 +62,7 @@ class _Choice:
 
 
 _choice = _Choice()
-_from_environment = os.environ.get("EPILOGUE_BACKEND")
-_environment: str | None = _named(_from_environment, "EPILOGUE_BACKEND") if _from_environment else None
+_environment = os.environ.get("EPILOGUE_BACKEND") or None
 
 
 @contextlib.contextmanager
@@ -115,10 +114,11 @@ def _raise_if_missing(name: str, where: str) -> None:
 
 
 def chosen() -> tuple[str, str] | None:
-    """(the backend that the user chose, words that say so), or None."""
+    """(the backend that the user chose, words that say so), or None. ValueError where the environment names one that does not exist; it is
+    raised here and not on import, so that `epilogue doctor` can say so."""
     here: Any = _choice.here
     name = _in_trace or (_environment if here is _choice else here)
-    return (name, f"{name} was chosen") if name else None
+    return (_named(name, "EPILOGUE_BACKEND"), f"{name} was chosen") if name else None
 
 
 def serving(x: Any, weight: Any) -> tuple[str, str]:

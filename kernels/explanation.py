@@ -100,7 +100,6 @@ def explain(
         raise ValueError(f"explain: m, k and n must be whole numbers of at least 1; got {m!r}, {k!r}, {n!r}")
     act, values = activation_of(op, activation, params)
     dtype = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
-    gpu = gpu.upper() if isinstance(gpu, str) else gpu
     if dtype not in DTYPES:
         served = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise ValueError(f"explain: dtype must be one of {served}; got {dtype!r}, which runs plain torch operations")
@@ -110,16 +109,16 @@ def explain(
         names = ", ".join(differentiable)
         raise ValueError(f"explain: frozen names arguments that could get a gradient, {names}; got {unknown[0]!r}")
     dropout = dropout and training and op.endswith("mlp")
-    backend, because = _backend(gpu, dtype)
+    chip, (backend, because) = _chip(gpu), _backend(gpu, dtype)
     if backend != "eager" and (refusal := activation_refusal(act, values, op in GATED)):
         backend, because = "eager", refusal
     sizes = f"{m} x {k} -> {n} -> {k}" if op.endswith("mlp") else f"{m} x {k} -> {n}"
     how = ("training" if training else "inference") + (", dropout" if dropout else "")
     call = f"{op}, {sizes}, {act.name}, {str(dtype).removeprefix('torch.')}, {how}"
     if backend != "triton":
-        name = chips.CHIPS[gpu].name if gpu else torch.cuda.get_device_name()
+        name = chip.name if chip else torch.cuda.get_device_name()
         return Explanation(call, name, [], backend, because)
-    chip = chips.CHIPS[gpu] if gpu else chips.gpu(torch.cuda.current_device())
+    chip = chip or chips.gpu(torch.cuda.current_device())
     found = problems(op, m, k, n, act, values, dtype, chip, training, dropout, frozen)
     steps = [Step(step, problem, dispatch.candidates(problem, chip)) for step, problem in found.items()]
     return Explanation(call, chip.name, steps, backend, because)
@@ -173,15 +172,20 @@ def describe(choice: "Choice") -> str:
     return f"fused, tiles {tile}" + (" by descriptors" if choice.tma else "")
 
 
+def _chip(gpu: str | None) -> "Machine | None":
+    from .triton.plan import chips
+
+    chip = chips.named(gpu) if isinstance(gpu, str) else None
+    if gpu is not None and chip is None:
+        raise ValueError(f"explain: gpu must be one of {', '.join(chips.CHIPS)}; got {gpu!r}")
+    return chip
+
+
 def _backend(gpu: str | None, dtype: "torch.dtype") -> tuple[str, str]:
     """(the backend of tensors of that dtype, the reason for it). For a GPU that is not here: the chosen backend, or Triton."""
     import torch
 
-    from .triton.plan import chips
-
     if gpu is not None:
-        if gpu not in chips.CHIPS:
-            raise ValueError(f"explain: gpu must be one of {', '.join(chips.CHIPS)}, or None for this one; got {gpu!r}")
         return backends.chosen() or ("triton", "it comes first")
     if not torch.cuda.is_available():
         raise ValueError('explain: there is no GPU here; name one, such as gpu="H100"')

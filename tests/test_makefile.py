@@ -1,4 +1,4 @@
-"""What `make gpu` would do: with a wheel that lies there it asks no network for anything, without one it builds it."""
+"""What make would do. `make gpu`: with a wheel that lies there it asks no network for anything, without one it builds it."""
 
 import shutil
 import subprocess
@@ -14,6 +14,31 @@ def planned(folder, *arguments):
     shutil.copy(Path(__file__).parent.parent / "Makefile", folder)
     command = ["make", "--dry-run", "--no-print-directory", "PYTHON=/its/own/python", *arguments]
     return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.splitlines()
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A folder with what an installation depends on, and a virtual environment."""
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name in ("pyproject.toml", "constraints.txt", ".venv/bin/python"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_the_demo_installs_its_own_extra_alone(project):
+    commands = "\n".join(planned(project, "demo"))
+    assert ' -e ".[demo]" ' in commands
+    assert "timm" not in commands
+    assert commands.endswith(".venv/bin/epilogue demo ")
+
+
+def test_what_the_tests_installed_serves_the_demo(project):
+    commands = planned(project, "check")
+    assert any(' -e ".[test]" ' in command for command in commands)
+    assert any(command.endswith(" timm") for command in commands)
+    (marker,) = (command.removeprefix("touch ") for command in commands if command.startswith("touch "))
+    (project / marker).touch()
+    assert [command.strip() for command in planned(project, "demo")] == [".venv/bin/epilogue demo"]
 
 
 def test_a_wheel_that_is_there_is_installed(tmp_path):

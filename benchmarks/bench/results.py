@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from epilogue.benchmarks.bench.cases import Case
-from epilogue.benchmarks.report import GPU_RUN
+from epilogue.benchmarks.report import BENCH, GPU_RUN, HOST_COST, TRAINING
 from epilogue.benchmarks.timing import Timing
 from epilogue.benchmarks.train import training
 
@@ -189,5 +189,5 @@ def _add_host_cost(results: GPUResults, document: dict[str, Any]) -> None:
     results.host = {cost["mode"]: float(cost["ratio"]) for cost in document["costs_us"] if cost["device"] == "cuda"}
 
 
-READERS = {"bench-*.json": _add_bench, "training-*.json": _add_training, "host_cost*.json": _add_host_cost}
+READERS = {BENCH: _add_bench, TRAINING: _add_training, HOST_COST: _add_host_cost}
 """A file's name -> what takes up its contents."""

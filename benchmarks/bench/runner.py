@@ -19,6 +19,7 @@ from epilogue.benchmarks import timing
 from epilogue.benchmarks.bench import gate, providers
 from epilogue.benchmarks.bench.cases import SUITES, Case, Operands, Suite, operands
 from epilogue.benchmarks.bench.providers import PROVIDERS, TUNED, Provider
+from epilogue.benchmarks.progress import progress
 from epilogue.benchmarks.provenance import machine
 from epilogue.benchmarks.report import slug, table, write
 
@@ -87,14 +88,13 @@ def run(name: str, suite: Suite, device: str, directory: Path | None) -> Result:
     path = directory / f"bench-{name}-{slug(head['gpu'] or head['cpu'])}.json" if directory else None
     if path:
         write(path, result)
-    progress = tqdm(suite.cases, unit="case", disable=None)
-    for index, case in enumerate(progress):
+    for index, case in enumerate(progress(suite.cases, "bench", len(suite.cases), "case", str)):
         if time.monotonic() - start > suite.seconds:
             break
         row = measured(case, device, chosen(suite, index))
         result["rows"].append(row)
         del result["not_run"][0]
-        progress.write(f"{case}: {summary(row['providers'])}")
+        tqdm.write(f"{case}: {summary(row['providers'])}")
         if path:
             write(path, result)
     if path:

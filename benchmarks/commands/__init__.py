@@ -13,6 +13,9 @@ import math
 import os
 import sys
 
+FILES = {"bash": "_shtab_compgen_files", "zsh": "_files"}
+"""What completes a file's name, in shtab's scripts: the value of an option's attribute `complete`."""
+
 
 def minutes(text: str) -> float:
     try:

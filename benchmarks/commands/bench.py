@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from epilogue.benchmarks.commands import minutes, need
+from epilogue.benchmarks.report import GPU_RUN, RESULTS
 from epilogue.explanation import OPS
 
 HELP = "time every operation against torch, torch.compile, cuBLAS and others"
@@ -31,6 +32,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.report:
+        _need_results(args.report)
     need("bench", "bench", {"tqdm": "tqdm"} | ({"matplotlib": "matplotlib"} if args.plot or args.report else {}))
     if args.report:
         return _report(args.report, args.readme, args.plot)
@@ -45,6 +48,19 @@ def run(args: argparse.Namespace) -> int:
     if args.plot and args.json.is_dir():  # without a GPU it may not be there
         return _report(args.json, None, True) or status
     return status
+
+
+def _need_results(directory: Path) -> None:
+    """Stop at once where there is nothing to report: the report itself imports torch first."""
+    if not directory.is_dir():
+        found = "is a file; give the folder that it is in" if directory.exists() else "is not there"
+        raise SystemExit(
+            f"epilogue bench: {directory} {found}. `epilogue bench --json DIR` on a GPU writes results into a folder"
+        )
+    if not any(path for pattern in (*RESULTS, GPU_RUN) for path in directory.glob(pattern)):
+        raise SystemExit(
+            f"epilogue bench: {directory} holds no result, no file called {', '.join((*RESULTS, GPU_RUN))}"
+        )
 
 
 def _report(directory: Path, readme: Path | None, plots: bool) -> int:

@@ -1,7 +1,8 @@
-"""Train a small model twice from the same weights on the same batches. digits: a classifier of scikit-learn's handwritten digits, of stock
-torch.nn and of epilogue's layers. llama, bert: a transformers model with random weights, stock and after epilogue.nn.fuse, on the bytes of
-Python's standard library. Prints both side by side and draws both loss curves. Exit status 1 where accuracy or agreement falls short of
-what the demo promises."""
+"""Three things about one small model, built of stock torch.nn and with epilogue. It is trained twice from the same weights on the same
+batches. One step of it runs through the kernels, on a CPU in Triton's interpreter: what they keep in memory, and how far their gradients
+and torch's are from float64. And what the layers' products would take on a GPU is predicted, fused and not. Prints all three and draws
+them. digits: a classifier of scikit-learn's handwritten digits. llama, bert: a transformers model with random weights, stock and after
+epilogue.nn.fuse, on the bytes of Python's standard library. Exit status 1 where accuracy or agreement falls short of what is promised."""
 
 import argparse
 import os
@@ -9,9 +10,10 @@ from pathlib import Path
 
 from epilogue.benchmarks.commands import need, need_triton, restart_interpreted
 
-HELP = "train a small model twice, stock and with epilogue"
+HELP = "see on any machine what epilogue does: a training, the kernels, a prediction"
 EXAMPLES = """\
-  epilogue demo                train on handwritten digits: stock torch.nn and epilogue, side by side
+  epilogue demo                a small model, torch.nn and epilogue side by side: training, memory and accuracy, prediction
+  epilogue demo --gpu "RTX 4090"          the prediction for that GPU
   epilogue demo --interpret    a few steps through the Triton kernels themselves, on any Linux machine
   epilogue demo --model llama  a small transformers Llama (or bert), stock and after epilogue.nn.fuse, side by side
 """
@@ -32,6 +34,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="DIR", default=Path("out"), help="folder of the picture (default %(default)s)"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where there is one")
+    parser.add_argument(
+        "--gpu", metavar="NAME", help='predict for this one, "A100" say (default: this machine\'s, else H100)'
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
             restart_interpreted("demo --interpret", args.argv)
     from epilogue.benchmarks.train import demo
 
-    return demo.main(args.model, args.interpret, args.steps, args.out, args.device)
+    return demo.main(args.model, args.interpret, args.steps, args.out, args.device, args.gpu)
 
 
 def _steps(text: str) -> int:

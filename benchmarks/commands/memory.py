@@ -1,6 +1,6 @@
 """Count the bytes per token that the feed-forward blocks of public models keep for backward: with stock torch.nn, with torch.compile and
-with epilogue. Exact, from the tensors that autograd saves. Without a GPU the kernels run in Triton's interpreter, which takes about two
-minutes."""
+with epilogue. Exact, from the tensors that autograd saves. Without a GPU the kernels run in Triton's interpreter, which takes about four
+minutes; --from shows an earlier result at once."""
 
 import argparse
 import os

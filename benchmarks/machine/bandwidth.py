@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from epilogue import eager
 from epilogue.applied import Applied, Needs
 from epilogue.backends import kernels
 from epilogue.benchmarks import timing
 from epilogue.benchmarks.bench import gate
+from epilogue.benchmarks.progress import progress
 from epilogue.benchmarks.provenance import machine
 from epilogue.benchmarks.report import table, write
 from epilogue.catalogue import Activation, Keep, resolve_name
@@ -162,7 +162,7 @@ def run(
     """Return a row for each case that begins in time. With a path, the file is written again after each."""
     start, rows = time.monotonic(), []
     head = {**machine(), "target": TARGET}
-    for case in tqdm(cases, unit="case", disable=None):
+    for case in progress(cases, "bandwidth", len(cases), "case", str):
         if time.monotonic() - start > seconds:
             break
         rows.append(measured(case, backends, device))

@@ -25,6 +25,7 @@ from epilogue.triton.plan.chips import gpu as gpu_here
 
 KERNELS, INTERPRETED, EAGER = "Triton kernels", "Triton kernels, interpreted", "plain torch operations"
 CUPY = "CuPy kernels"
+ABSENT = "not here: no GPU"
 RUN = {"triton": KERNELS, "cupy": CUPY, "eager": EAGER}
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in operands.DTYPES}
 
@@ -96,13 +97,13 @@ def _cuda_backend(dtype: torch.dtype, served: str) -> tuple[str, str]:
     if torch.cuda.is_available():
         return _backend(torch.empty(1, 1, device="cuda", dtype=dtype))
     if dtype not in operands.DTYPES:
-        return EAGER, f"{served}; no GPU here"
+        return EAGER, f"{served}; {ABSENT}"
     choice, missing = chosen(), triton.missing()
     if choice:
-        return RUN[choice[0]], f"{choice[1]}; not here: no GPU"
+        return RUN[choice[0]], f"{choice[1]}; {ABSENT}"
     if missing:
-        return EAGER, f"{missing}, {cupy.missing()}; no GPU here"
-    return KERNELS, "not here: no GPU"
+        return EAGER, f"{missing}, {cupy.missing()}"
+    return KERNELS, ABSENT
 
 
 EXAMPLES: tuple[tuple[str, int, int, int, dict[str, Any]], ...] = (
@@ -138,7 +139,7 @@ def choices() -> str:
 def basis(chip: Machine, here: bool) -> str:
     """Text: what the choices on this chip rest on, and how to measure more."""
     known = len(tuned.load(chip))
-    place = f"this {chip.name}" if here else f"an {chip.name}, which is not here"
+    place = f"this {chip.name}" if here else f"an {chip.name} (there is none here)"
     text = f"Fused or not, on {place}: {known} products measured, the others predicted by a model of the chip."
     if known or not here:
         return text

@@ -132,12 +132,12 @@ def summary(costs: list[Cost]) -> str:
 
 def main(path: Path | None) -> int:
     """Measure and print; with a path also write the result as JSON."""
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    with one_thread():
-        costs = [cost for device in devices for cost in measure(device)]
     shapes = f"x [{ROWS}, {FEATURES}], W [{FEATURES}, {FEATURES}], float32, 1 thread, {processor()}"
     print(f"operation: gelu(x W^T + b); MLP: fc2(gelu(fc1(x))) stock and after fuse; {shapes}")
     print(f"per call, median of {ROUNDS} rounds of {CALLS} calls; ratio: median over the rounds")
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    with one_thread():
+        costs = [cost for device in devices for cost in measure(device)]
     print(summary(costs))
     if path:
         case = {"rows": ROWS, "features": FEATURES, "dtype": "float32", "threads": 1, "rounds": ROUNDS, "calls": CALLS}

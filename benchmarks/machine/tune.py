@@ -20,6 +20,7 @@ from tqdm import tqdm
 from epilogue import eager
 from epilogue.applied import Applied, Needs
 from epilogue.benchmarks.accuracy import accurate
+from epilogue.benchmarks.progress import progress
 from epilogue.benchmarks.timing import Timing, measure
 from epilogue.catalogue import ACTIVATIONS, CUBLASLT, Keep
 from epilogue.explanation import GATED, activation_of, describe, problems
@@ -73,7 +74,7 @@ def run(problems: Sequence[Problem], chip: Machine, path: Path, device: str, sec
     known = previous(path, chip)
     end = time.monotonic() + seconds
     lines = []
-    for problem in tqdm(problems, desc="tuning", unit="product", disable=None):
+    for problem in progress(problems, "tuning", len(problems), "product", title):
         if time.monotonic() > end:
             lines.append(f"{title(problem)}: not measured, the time was up")
             continue

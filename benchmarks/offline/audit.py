@@ -22,7 +22,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from epilogue.benchmarks.offline.compiler import (
     CHIPS,
@@ -33,6 +32,7 @@ from epilogue.benchmarks.offline.compiler import (
     forms,
     shipped,
 )
+from epilogue.benchmarks.progress import progress
 from epilogue.benchmarks.report import table
 from epilogue.catalogue import ACTIVATIONS
 from epilogue.triton.plan.configs import POINTWISE
@@ -169,11 +169,10 @@ def measure_all(jobs: Sequence[tuple[KernelCase, str]]) -> list[KernelRow]:
         groups.setdefault((case.activation, arch), []).append((case, arch))
     rows: dict[tuple[KernelCase, str], KernelRow] = {}
     spawn = multiprocessing.get_context("spawn")  # torch has threads, which a fork would not survive
-    progress = tqdm(total=len(jobs), desc="compiling", unit="kernel", disable=None)
-    with progress, ProcessPoolExecutor(mp_context=spawn, initializer=_quiet) as pool:
-        for group, found in zip(groups.values(), pool.map(_measure_group, groups.values()), strict=True):
+    with ProcessPoolExecutor(mp_context=spawn, initializer=_quiet) as pool:
+        compiled = zip(groups.values(), pool.map(_measure_group, groups.values()), strict=True)
+        for group, found in progress(compiled, "compiling", len(groups), "activation"):
             rows.update(zip(group, found, strict=True))
-            progress.update(len(group))
     return [rows[job] for job in jobs]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from epilogue.benchmarks.progress import say
 from epilogue.nn import fuse
 
 
@@ -34,8 +35,6 @@ def from_config(path: Path) -> nn.Module:
 def from_callable(target: str) -> nn.Module:
     """The model that a function without arguments returns, `module:function`; the current directory is importable for it."""
     module_name, _, name = target.partition(":")
-    if not name:
-        raise _stop(f"{target} is neither a .json file nor module:function")
     # At the end: a folder here, such as this project's own kernels/, must not hide an installed package of its name.
     sys.path.append(str(Path.cwd()))
     try:
@@ -52,8 +51,6 @@ def from_callable(target: str) -> nn.Module:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise _stop(f"there is no file {path}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # no JSON, or no text
@@ -81,6 +78,7 @@ def _stop(message: str) -> SystemExit:
 
 def main(target: str) -> int:
     """Print what would be fused in the model of `config.json` or `module:function`."""
+    say(f"building {target} on the meta device")
     model = from_config(Path(target)) if target.endswith(".json") else from_callable(target)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{type(model).__name__}, {parameters / 1e6:,.1f} M parameters, on the meta device")

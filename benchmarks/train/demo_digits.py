@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
+from epilogue.benchmarks.train.kernel_step import StepCase
 from epilogue.benchmarks.train.layers import FUSED, STOCK, Layers
 from epilogue.benchmarks.train.side_by_side import Run, Training, apart, train
 
@@ -29,6 +30,8 @@ class DigitsScale(NamedTuple):
 
 FULL = DigitsScale(width=128, batch=128, steps=400, learning_rate=2e-3, tolerance=1e-3)
 INTERPRETED = DigitsScale(width=16, batch=32, steps=6, learning_rate=1e-2, tolerance=1e-5)
+STEP_ROWS = 512
+"""Images of the step through the kernels: enough that what is kept for backward outweighs the gradients, as in a real training."""
 
 
 class Classifier(nn.Module):
@@ -115,14 +118,25 @@ def run(device: torch.device, interpret: bool, steps: int | None) -> Training:
     return Training(title, stock, fused, scale.tolerance, broken)
 
 
+def classifiers(width: int, device: torch.device) -> tuple[Classifier, Classifier]:
+    """(stock, fused) with the same weights."""
+    torch.manual_seed(0)
+    stock, fused = (Classifier(layers, width).to(device) for layers in (STOCK, FUSED))
+    fused.load_state_dict(stock.state_dict())
+    return stock, fused
+
+
+def step_case(device: torch.device, interpret: bool) -> StepCase:
+    """A step of the classifiers, before training."""
+    scale, rows = (INTERPRETED, INTERPRETED.batch) if interpret else (FULL, STEP_ROWS)
+    x, labels = next(batches(digits(device), rows, 1))
+    return StepCase(*classifiers(scale.width, device), loss_of, x, labels)
+
+
 def trained(data: Digits, scale: DigitsScale, steps: int) -> tuple[Run, Run]:
     """Train (torch.nn, epilogue) and test both on the held-out digits."""
-    torch.manual_seed(0)
-    models = {
-        name: Classifier(layers, scale.width).to(data.images.device)
-        for name, layers in (("torch.nn", STOCK), ("epilogue", FUSED))
-    }
-    models["epilogue"].load_state_dict(models["torch.nn"].state_dict())
+    stock, fused = classifiers(scale.width, data.images.device)
+    models = {"torch.nn": stock, "epilogue": fused}
     runs = train(models, loss_of, batches(data, scale.batch, steps), steps, scale.learning_rate)
     for run in runs:
         run.accuracy = accuracy(run.model, data)

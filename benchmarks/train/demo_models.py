@@ -13,6 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 from epilogue.benchmarks.train import losses
+from epilogue.benchmarks.train.kernel_step import StepCase
 from epilogue.benchmarks.train.language_models import BYTES, Size, batches
 from epilogue.benchmarks.train.side_by_side import Run, Training, apart, train
 from epilogue.nn import fuse
@@ -36,6 +37,8 @@ class TransformersScale(NamedTuple):
 # Results that are 3e-7 off give losses of the Llama that are 6e-6 apart at this learning rate, and 4e-2 apart at twice this rate.
 FULL = TransformersScale(Size(d=128, hidden=384, blocks=4, heads=4, context=64), 8, 120, 1.5e-3, tolerance=1e-3)
 INTERPRETED = TransformersScale(Size(d=32, hidden=48, blocks=1, heads=2, context=8), 2, 4, 1e-2, tolerance=1e-5)
+STEP = FULL._replace(size=FULL.size._replace(blocks=1))
+"""Of the step through the kernels: a block is enough."""
 
 
 def llama(size: Size) -> nn.Module:
@@ -108,3 +111,14 @@ def run(name: str, device: torch.device, interpret: bool, steps: int | None) -> 
     if not report.fused:
         broken.append("fuse found nothing in the model")
     return Training(f"{kind}: the same weights and batches", *runs, scale.tolerance, broken)
+
+
+def step_case(name: str, device: torch.device, interpret: bool) -> StepCase:
+    """A step of the model, stock and fused, before training; in evaluation, since float64 draws other dropouts."""
+    scale = INTERPRETED if interpret else STEP
+    torch.manual_seed(0)
+    stock = MODELS[name].build(scale.size).to(device).eval()
+    fused = copy.deepcopy(stock)
+    fuse(fused)
+    x, labels = next(MODELS[name].data(scale, 1, str(device)))
+    return StepCase(stock, fused, loss_of, x, labels)

@@ -10,7 +10,7 @@ interpreter there.
 
 import functools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from epilogue import triton
+from epilogue.benchmarks.progress import progress
 from epilogue.benchmarks.provenance import machine
 from epilogue.benchmarks.report import check_place, fill, markdown, table, write
 from epilogue.benchmarks.shapes import SHAPES, Shape
@@ -82,10 +82,10 @@ def measure(shape: Shape, device: str, tokens: int = TOKENS) -> dict[str, float]
     }
 
 
-def rows(shapes: Iterable[Shape], device: str) -> list[dict[str, Any]]:
+def rows(shapes: Sequence[Shape], device: str) -> list[dict[str, Any]]:
     """Measure each shape: its fields and its bytes_per_token by column."""
-    progress = tqdm(list(shapes), unit="block", disable=None)
-    return [{**shape._asdict(), "bytes_per_token": measure(shape, device)} for shape in progress]
+    each = progress(shapes, "counting", len(shapes), "block", lambda shape: shape.model)
+    return [{**shape._asdict(), "bytes_per_token": measure(shape, device)} for shape in each]
 
 
 def cells(result: dict[str, Any]) -> list[tuple[str, ...]]:

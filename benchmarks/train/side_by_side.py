@@ -1,22 +1,18 @@
-"""Two models in training side by side, stock and epilogue, on the same batches; printed and drawn."""
+"""Two models in training side by side, stock and epilogue, on the same batches."""
 
-import functools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from epilogue import backends, triton
+from epilogue.benchmarks.progress import progress
 from epilogue.benchmarks.report import table
 from epilogue.benchmarks.train import losses
-from epilogue.benchmarks.train.memory import bytes_kept
 
 WEIGHT_DECAY = 0.05
 
@@ -34,7 +30,6 @@ class Run:
     schedule: torch.optim.lr_scheduler.LRScheduler
     losses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    kept: int = 0
     accuracy: float | None = None
 
 
@@ -76,13 +71,9 @@ def train(
 ) -> tuple[Run, Run]:
     """Train the two models, stock first, in turns so that both see the same machine."""
     stock, fused = (begin(name, model, steps, learning_rate) for name, model in models.items())
-    progress = tqdm(batches, total=steps, desc="training both", unit="step", disable=None)
-    for x, labels in progress:
+    for x, labels in progress(batches, "training both", steps, "step"):
         step(stock, loss_of, x, labels)
         step(fused, loss_of, x, labels)
-        progress.set_postfix(loss=f"{fused.losses[-1]:.3f}", refresh=False)
-    for run in (stock, fused):
-        run.kept = bytes_kept(functools.partial(loss_of, run.model, x, labels), run.model)
     return stock, fused
 
 
@@ -111,32 +102,12 @@ def backend(model: nn.Module) -> tuple[str, str | None]:
 def summary(training: Training, ran: str) -> str:
     """A table of both runs, side by side."""
     both = (training.stock, training.fused)
-    rows: list[tuple[str, ...]] = [("", *(run.name for run in both)), ("backend", "plain torch", ran)]
+    rows: list[tuple[str, ...]] = [("", *(run.name for run in both)), ("runs on", "plain torch", ran)]
     if training.fused.accuracy is not None:
         rows.append(("held-out digits right", *(f"{run.accuracy:.1%}" for run in both)))
     rows += [
         ("loss, first to last step", *(f"{run.losses[0]:.4f} to {run.losses[-1]:.4f}" for run in both)),
         ("largest loss difference", "", f"{max(gaps(*both)):.1e} (allowed: {training.tolerance:.0e})"),
         ("time per step, median", *(f"{statistics.median(run.seconds) * 1e3:.2f} ms" for run in both)),
-        ("kept for backward", *(f"{run.kept / 1024:.1f} KiB" for run in both)),
     ]
     return table(rows)
-
-
-def draw(training: Training, ran: str, path: Path) -> None:
-    """Draw both loss curves, and their distance below them."""
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    curves, distance = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    labels = [
-        run.name if run.accuracy is None else f"{run.name}, {run.accuracy:.1%} of held-out digits"
-        for run in (training.stock, training.fused)
-    ]
-    curves.plot(training.stock.losses, linewidth=4, alpha=0.4, label=labels[0])
-    curves.plot(training.fused.losses, linewidth=1, color="black", label=f"{labels[1]} ({ran})")
-    curves.set(ylabel="training loss", title=training.title)
-    curves.legend()
-    distance.plot(gaps(training.stock, training.fused), color="black", linewidth=1)
-    distance.set(xlabel="step", ylabel="|difference|")
-    distance.set_ylim(bottom=0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)

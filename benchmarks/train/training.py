@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from epilogue.benchmarks import timing
+from epilogue.benchmarks.progress import progress
 from epilogue.benchmarks.provenance import machine
 from epilogue.benchmarks.report import slug, table, write
 from epilogue.benchmarks.timing import Timing
@@ -173,7 +173,7 @@ def compare(scale: LanguageModelScale, device: str, seconds: float | None, direc
     """Train, compare the losses, and time each run for about so many seconds; 1 where a promise is broken."""
     rows: list[TrainingRow] = []
     for name in MODELS:
-        trained = list(tqdm(runs(name, scale, device), name, 2 * len(LAYERS), unit="run", disable=None))
+        trained = list(progress(runs(name, scale, device), name, 2 * len(LAYERS), "run"))
         untimed = [row for row, _ in trained]
         print(table(curves(untimed)))
         broken = training_faults(untimed, scale.tolerance)

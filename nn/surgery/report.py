@@ -30,7 +30,9 @@ class Report:
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
         before = f", {self.before} fused before" if self.before else ""
-        return "\n".join([f"{len(self.fused)} fused, {len(self.refused)} refused{before}", *table])
+        would = self.fused and not self.undo  # a dry run changes nothing that could be undone
+        fused = f"would fuse {len(self.fused)}" if would else f"{len(self.fused)} fused"
+        return "\n".join([f"{fused}, {len(self.refused)} refused{before}", *table])
 
     def __enter__(self) -> "Report":  # noqa: PYI034  typing.Self is of Python 3.11
         return self

@@ -1,17 +1,40 @@
 """`epilogue.explain`: what it says and what it refuses."""
 
+import re
+
 import pytest
 import torch
 
 import epilogue
 from epilogue import backends
 from epilogue.cupy import tensors
+from epilogue.triton.plan.chips import CHIPS
+from epilogue.triton.plan.configs import Config, shared_bytes
 from epilogue.triton.plan.problem import DACT, DROPPED, GLU, LINEAR
 
 
-def test_a_gpu_in_any_case():
-    named = [epilogue.explain("linear", 8, 64, 64, gpu=gpu) for gpu in ("H100", "h100")]
-    assert named[0] == named[1]
+@pytest.mark.parametrize("gpu", CHIPS)
+def test_a_gpu_by_its_name(gpu):
+    """In capitals or not, spaces left out or not."""
+    spellings = gpu, gpu.lower(), gpu.replace(" ", ""), gpu.replace(" ", "-").upper()
+    first, *others = [epilogue.explain("mlp", 512, 256, 1024, training=True, gpu=spelled) for spelled in spellings]
+    assert first.gpu == CHIPS[gpu].name
+    for step in first.steps:  # the chips with the least shared memory have tiles too
+        fused = [candidate.choice for candidate in step.candidates if isinstance(candidate.choice, Config)]
+        assert fused
+        assert all(shared_bytes(c, step.problem.family, 2) <= CHIPS[gpu].shared_bytes for c in fused)
+    assert others == [first] * 3
+
+
+@pytest.mark.parametrize("gpu", ["TPU", "", "RTX", 4090])
+def test_an_unknown_gpu_lists_the_known(gpu):
+    with pytest.raises(ValueError, match=f"gpu must be one of {', '.join(CHIPS)}; got {gpu!r}"):
+        epilogue.explain("linear", 8, 64, 64, gpu=gpu)
+
+
+def test_the_gpus_that_the_docstring_names_are_the_known_ones():
+    named = re.search(r"gpu: (.*?) by their data sheets", epilogue.explain.__doc__, re.DOTALL)
+    assert re.findall(r'"(.+?)"', named[1]) == list(CHIPS)
 
 
 def test_a_line_for_each_way():
@@ -61,7 +84,6 @@ def test_sizes_and_alignment():
         ({"activation": "gleu"}, "Did you mean"),
         ({"dtype": "float64"}, "float64, which runs plain torch operations"),
         ({"dtype": "floaty"}, "dtype must be one of float16, bfloat16, float32; got 'floaty'"),
-        ({"gpu": "TPU"}, "gpu must be one of A100, H100, H200, B200, or None for this one; got 'TPU'"),
         ({"activation": "threshold"}, "threshold"),
         ({"slope": 1.0}, "slope"),
     ],

@@ -102,12 +102,18 @@ def test_cupy_arrays_need_no_torch(tmp_path):
 
 @pytest.mark.parametrize("name", ["cupi", "numpy"])
 def test_the_environment_names_a_backend(name, tmp_path):
+    """Said where a tensor's backend is chosen, not on import: `epilogue doctor` must start."""
     python(
         f"""
         import os
         os.environ["EPILOGUE_BACKEND"] = {name!r}
+        import torch
+        import epilogue
+        x = torch.empty(1, 1)
+        with epilogue.backend("eager"):
+            assert epilogue.backends.serving(x, x)[0] == "eager"
         try:
-            import epilogue
+            epilogue.backends.serving(x, x)
         except ValueError as error:
             assert str(error) == "EPILOGUE_BACKEND must be one of triton, cupy, eager; got {name!r}"
         else:

@@ -117,7 +117,9 @@ def test_include_and_exclude(options, paths):
 
 def test_a_dry_run_changes_nothing():
     module = model()
-    assert len(fuse(module, dry_run=True).fused) == 3
+    report = fuse(module, dry_run=True)
+    assert len(report.fused) == 3
+    assert str(report).startswith("would fuse 3, ")
     assert unfuse(module) == []
 
 

@@ -63,7 +63,7 @@ def test_a_transformers_config(config, capsys):
     head, *report = capsys.readouterr().out.splitlines()
     assert head.startswith("LlamaForCausalLM, 2,9")  # a size that only the meta device builds at once
     assert head.endswith("M parameters, on the meta device")
-    assert report[0] == "12 fused, 0 refused"
+    assert report[0] == "would fuse 12, 0 refused"
     assert report[2].split() == ["model.layers.0…11.mlp", "12", "gated", "silu"]
 
 
@@ -102,14 +102,12 @@ def test_configs_without_a_model(changes, message, config):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "there is no file config.json"),
         ("{", "config.json is no JSON: Expecting property name"),
         ("[1]", "config.json is no transformers config: it holds a list"),
     ],
 )
 def test_files_without_a_config(text, message, here):
-    if text is not None:
-        (here / "config.json").write_text(text)
+    (here / "config.json").write_text(text)
     with pytest.raises(SystemExit, match=message):
         fuse_report.main("config.json")
 
@@ -118,7 +116,7 @@ def test_files_without_a_config(text, message, here):
 def test_a_function(capsys):
     assert cli.main(["fuse-report", "mine_to_report:model"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("Sequential, 0.0 M parameters, on the meta device\n1 fused, 0 refused\n")
+    assert printed.startswith("Sequential, 0.0 M parameters, on the meta device\nwould fuse 1, 0 refused\n")
     assert printed.rstrip().endswith("sequential  relu")
 
 
@@ -126,7 +124,6 @@ def test_a_function(capsys):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("mine_to_report", "mine_to_report is neither a .json file nor module:function"),
         ("mine_to_report:absent", "mine_to_report has no function absent"),
         ("mine_to_report:nothing", "mine_to_report has no function nothing"),
         ("not_there:model", "not_there cannot be imported: ModuleNotFoundError: No module named 'not_there'"),
@@ -151,7 +148,7 @@ def test_the_current_directory_is_importable_in_safe_mode(here):
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}
     result = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "1 fused" in result.stdout
+    assert "would fuse 1" in result.stdout
 
 
 def test_an_installed_module_comes_before_one_that_lies_here(here, monkeypatch):
