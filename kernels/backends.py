@@ -6,9 +6,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
-NAMES = ("triton", "cupy", "eager")
+from .typing import BackendName
+
+NAMES: tuple[str, ...] = get_args(BackendName)
 
 
 class Backend(NamedTuple):
@@ -67,7 +69,7 @@ _environment: str | None = _named(_from_environment, "EPILOGUE_BACKEND") if _fro
 
 
 @contextlib.contextmanager
-def backend(name: str) -> Iterator[None]:
+def backend(name: BackendName) -> Iterator[None]:
     """Run CUDA tensors on "triton", "cupy" or "eager" (plain torch operations) within a `with`, in this thread or asyncio task.
 
     A thread that is started within the `with` begins without a choice (in Python 3.14's free-threaded build, with this one). So do

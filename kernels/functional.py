@@ -4,8 +4,10 @@ NumPy arrays run the reference, and CuPy arrays the CuPy kernels. Torch tensors 
 torch operations where none does. Below this file an activation is passed as an `Activation`, never as a string.
 """
 
+from __future__ import annotations
+
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,10 +28,15 @@ from .checks import (
     is_torch,
 )
 from .lookup import learn_functions, resolve, resolve_call
-from .reference import GatedMLPGrads, LinearGrads, MLPGrads
+
+if TYPE_CHECKING:
+    from .reference import GatedMLPGrads, LinearGrads, MLPGrads
+    from .typing import ActivationLike, Array, ParamValue
 
 
-def linear(x, weight, bias=None, activation: Any = "gelu", **params):
+def linear(
+    x: Array, weight: Array, bias: Array | None = None, activation: ActivationLike = "gelu", **params: ParamValue
+) -> Array:
     """act(x Wᵀ + b), with the activation in the product's epilogue.
 
     x [..., K], weight [N, K] (nn.Linear's layout), bias [N] or None -> [..., N], in the dtype of x (or of autocast, where it is on).
@@ -50,7 +57,7 @@ def linear(x, weight, bias=None, activation: Any = "gelu", **params):
     """
     if is_recorded(x):
         return _record(linear, activation, x, weight, bias, **params)
-    act, values = resolve_call("linear", activation, params, False)
+    act, values = resolve_call(linear, activation, params, False)
     if not fit(x, weight, bias):
         check_layer("linear", x, "weight", weight, "bias", bias)
     if values:
@@ -58,7 +65,10 @@ def linear(x, weight, bias=None, activation: Any = "gelu", **params):
     return _backend(x, weight).linear(x, weight, bias, act, values)
 
 
-def glu(x, weight, bias=None, activation: Any = "silu", **params):
+def glu(
+    x: Array, weight: Array | tuple[Array, Array], bias: Array | tuple[Array | None, Array | None] | None = None,
+    activation: ActivationLike = "silu", **params: ParamValue,
+) -> Array:  # fmt: skip
     """act(x Gᵀ + bg) ⊙ (x Uᵀ + bu), or act(x Gᵀ + bg, x Uᵀ + bu) for a pair such as maxout; one pass over x.
 
     x [..., K] -> [..., F]. weight is a pair (gate, up), each [F, K], or packed [2F, K], gate half first. bias has the same form, [F] each
@@ -69,16 +79,17 @@ def glu(x, weight, bias=None, activation: Any = "silu", **params):
     """
     if is_recorded(x):
         return _record(glu, activation, x, weight, bias, **params)
-    act, values = resolve_call("glu", activation, params, True)
+    act, values = resolve_call(glu, activation, params, True)
     features = check_glu("glu", x, weight, bias)
     check_values("glu", x, act, values, features)
     return _backend(x, weight).glu(x, weight, bias, act, values)
 
 
 def mlp(
-    x, up_weight, down_weight, up_bias=None, down_bias=None, activation: Any = "gelu",
-    dropout_p: float = 0.0, training: bool = False, recompute: bool = False, **params,
-):  # fmt: skip
+    x: Array, up_weight: Array, down_weight: Array, up_bias: Array | None = None, down_bias: Array | None = None,
+    activation: ActivationLike = "gelu", dropout_p: float = 0.0, training: bool = False, recompute: bool = False,
+    **params: ParamValue,
+) -> Array:  # fmt: skip
     """dropout(act(x W₁ᵀ + b₁)) W₂ᵀ + b₂: the transformer's MLP.
 
     x [..., K], up_weight [H, K], down_weight [N, H], up_bias [H], down_bias [N] -> [..., N]. dropout_p: the share of hidden units that
@@ -105,7 +116,7 @@ def mlp(
             recompute=recompute,
             **params,
         )
-    act, values = resolve_call("mlp", activation, params, False)
+    act, values = resolve_call(mlp, activation, params, False)
     if not fit(x, up_weight, up_bias) or not fit(x, down_weight, down_bias, up_weight.shape[0]):
         check_layer("mlp", x, "up_weight", up_weight, "up_bias", up_bias)
         check_down("mlp", x, up_weight.shape[0], down_weight, down_bias)
@@ -116,9 +127,10 @@ def mlp(
 
 
 def gated_mlp(
-    x, gate_weight, up_weight, down_weight, gate_bias=None, up_bias=None, down_bias=None, activation: Any = "silu",
-    dropout_p: float = 0.0, training: bool = False, recompute: bool = False, **params,
-):  # fmt: skip
+    x: Array, gate_weight: Array, up_weight: Array | None, down_weight: Array, gate_bias: Array | None = None,
+    up_bias: Array | None = None, down_bias: Array | None = None, activation: ActivationLike = "silu",
+    dropout_p: float = 0.0, training: bool = False, recompute: bool = False, **params: ParamValue,
+) -> Array:  # fmt: skip
     """dropout(act(x Gᵀ + bg) ⊙ (x Uᵀ + bu)) Dᵀ + bd: the gated MLP of Llama and its kin.
 
     x [..., K], gate_weight and up_weight [H, K], down_weight [N, H], biases [H], [H] and [N] or None -> [..., N]. gate_weight may
@@ -143,7 +155,7 @@ def gated_mlp(
             recompute=recompute,
             **params,
         )
-    act, values = resolve_call("gated_mlp", activation, params, True)
+    act, values = resolve_call(gated_mlp, activation, params, True)
     if up_weight is not None and _fit_pair(x, (gate_weight, up_weight), (gate_bias, up_bias)):
         features = gate_weight.shape[0]
     else:
@@ -181,12 +193,15 @@ def _training(op: str, x, dropout_p: float, training: bool, recompute: bool) -> 
     return {**options, "recompute": True} if recompute and is_torch(x) else options
 
 
-def linear_backward(dy, x, weight, bias=None, activation: Any = "gelu", **params) -> LinearGrads:
+def linear_backward(
+    dy: Array, x: Array, weight: Array, bias: Array | None = None, activation: ActivationLike = "gelu",
+    **params: ParamValue,
+) -> LinearGrads[Array, Array]:  # fmt: skip
     """Gradients of `linear` for dy [..., N], as the named tuple (x, weight, bias, params).
 
     For NumPy and CuPy arrays, without autograd. It computes the pre-activation again from the inputs. Arguments and errors as for `linear`.
     """
-    act, values = resolve_call("linear", activation, params, False)
+    act, values = resolve_call(linear_backward, activation, params, False)
     check_no_autograd("linear_backward", x)
     check_layer("linear_backward", x, "weight", weight, "bias", bias)
     check_values("linear_backward", x, act, values, weight.shape[0])
@@ -194,12 +209,15 @@ def linear_backward(dy, x, weight, bias=None, activation: Any = "gelu", **params
     return _backend(x, weight).linear_backward(dy, x, weight, bias, act, values)
 
 
-def glu_backward(dy, x, weight, bias=None, activation: Any = "silu", **params) -> LinearGrads:
+def glu_backward(
+    dy: Array, x: Array, weight: Array | tuple[Array, Array], bias: Array | tuple[Array | None, Array | None] | None = None,
+    activation: ActivationLike = "silu", **params: ParamValue,
+) -> LinearGrads[Array, Array | tuple[Array, Array]]:  # fmt: skip
     """Gradients of `glu` for dy [..., F], as (x, weight, bias, params), with weight's and bias's in the layout of the arguments.
 
     For NumPy and CuPy arrays, as `linear_backward`.
     """
-    act, values = resolve_call("glu", activation, params, True)
+    act, values = resolve_call(glu_backward, activation, params, True)
     check_no_autograd("glu_backward", x)
     features = check_glu("glu_backward", x, weight, bias)
     check_values("glu_backward", x, act, values, features)
@@ -208,13 +226,14 @@ def glu_backward(dy, x, weight, bias=None, activation: Any = "silu", **params) -
 
 
 def mlp_backward(
-    dy, x, up_weight, down_weight, up_bias=None, down_bias=None, activation: Any = "gelu", **params
-) -> MLPGrads:
+    dy: Array, x: Array, up_weight: Array, down_weight: Array, up_bias: Array | None = None,
+    down_bias: Array | None = None, activation: ActivationLike = "gelu", **params: ParamValue,
+) -> MLPGrads[Array]:  # fmt: skip
     """Gradients of `mlp` (without dropout) for dy [..., N], as (x, up_weight, down_weight, up_bias, down_bias, params).
 
     For NumPy and CuPy arrays, as `linear_backward`.
     """
-    act, values = resolve_call("mlp", activation, params, False)
+    act, values = resolve_call(mlp_backward, activation, params, False)
     check_no_autograd("mlp_backward", x)
     check_layer("mlp_backward", x, "up_weight", up_weight, "up_bias", up_bias)
     check_down("mlp_backward", x, up_weight.shape[0], down_weight, down_bias)
@@ -224,14 +243,15 @@ def mlp_backward(
 
 
 def gated_mlp_backward(
-    dy, x, gate_weight, up_weight, down_weight, gate_bias=None, up_bias=None, down_bias=None,
-    activation: Any = "silu", **params,
-) -> GatedMLPGrads:  # fmt: skip
+    dy: Array, x: Array, gate_weight: Array, up_weight: Array | None, down_weight: Array, gate_bias: Array | None = None,
+    up_bias: Array | None = None, down_bias: Array | None = None, activation: ActivationLike = "silu",
+    **params: ParamValue,
+) -> GatedMLPGrads[Array]:  # fmt: skip
     """Gradients of `gated_mlp` (without dropout) for dy [..., N], in the order of its arguments, then params; a packed gate's are packed.
 
     For NumPy and CuPy arrays, as `linear_backward`.
     """
-    act, values = resolve_call("gated_mlp", activation, params, True)
+    act, values = resolve_call(gated_mlp_backward, activation, params, True)
     check_no_autograd("gated_mlp_backward", x)
     features = check_gated("gated_mlp_backward", x, gate_weight, up_weight, gate_bias, up_bias)
     check_down("gated_mlp_backward", x, features, down_weight, down_bias)

@@ -1,16 +1,22 @@
 """Lookup of activations: the catalogue's entry for what the user passes, and the values of its parameters."""
 
+import difflib
 import functools
 import inspect
 import math
 import sys
 import types
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .catalogue import ACTIVATIONS, BY_KEY, VARIANTS, Activation, key_of, resolve_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .typing import ActivationLike
 
 _FUNCTIONS: dict[Any, str] = {}  # torch's function -> name of its entry, see learn_functions
 
@@ -24,15 +30,18 @@ _TRANSFORMERS = {
 """Class of transformers.activations -> name of its entry."""
 
 
-def resolve(spec: Any) -> tuple[Activation, dict[str, Any]]:
+def resolve(spec: "ActivationLike") -> "tuple[Activation, dict[str, float | Tensor]]":
     """(Activation, params) for anything that a user may pass as an activation; params holds the parameters that the spec itself fixes.
 
-    spec: a name or alias ("gelu", "gelu_new", "relu2", "swiglu"), an Activation, None (identity), a torch.nn module
-    (`nn.LeakyReLU(0.2)`, `nn.GELU("tanh")`, `nn.PReLU()`) or transformers' (`ACT2FN["silu"]`), a function of
-    torch.nn.functional or torch (`F.silu`), or a functools.partial of one. `nn.GLU()` and `F.glu`, whose gate is the second half, are
-    the pair glu_gate_last.
+    Args:
+        spec: a name or alias ("gelu", "gelu_new", "relu2", "swiglu"), an Activation, None (identity), a torch.nn module
+            (`nn.LeakyReLU(0.2)`, `nn.GELU("tanh")`, `nn.PReLU()`) or its class (`nn.GELU`, as it is without arguments), transformers'
+            (`ACT2FN["silu"]`), a function of torch.nn.functional or torch (`F.silu`), or a functools.partial of one. `nn.GLU()` and
+            `F.glu`, whose gate is the second half, are the pair glu_gate_last.
 
-    ValueError for an unknown name, TypeError for anything else.
+    Raises:
+        ValueError: an unknown name; the message suggests and lists the known ones.
+        TypeError: anything else.
 
     >>> resolve("relu2")
     (<activation relu_squared(x)>, {})
@@ -51,6 +60,8 @@ def resolve(spec: Any) -> tuple[Activation, dict[str, Any]]:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(spec, torch.nn.Module):
         return _resolve_module(torch, spec)
+    if torch is not None and isinstance(spec, type) and issubclass(spec, torch.nn.Module):
+        return _resolve_class(torch, spec)
     if torch is not None and isinstance(spec, _FUNCTION_TYPES):
         learn_functions(torch)
         if spec in _FUNCTIONS:
@@ -98,7 +109,25 @@ def _resolve_module(torch, module) -> tuple[Activation, dict[str, Any]]:
         return _with_keywords(ACTIVATIONS["glu_gate_last"], {"dim": module.dim})
     if cls.__module__ == "transformers.activations" and cls.__name__ in _TRANSFORMERS:
         return _resolve_transformers(module, ACTIVATIONS[_TRANSFORMERS[cls.__name__]])
-    raise TypeError(
+    raise _no_module(cls)
+
+
+def _resolve_class(torch, cls) -> tuple[Activation, dict[str, Any]]:
+    """(Activation, params) of an activation module's class, as that of its instance without arguments."""
+    if cls is not torch.nn.Identity and cls.__module__ not in _HOMES:  # nobody else's constructor is run
+        raise _no_module(cls)
+    try:
+        module = cls()
+    except TypeError:
+        raise TypeError(f"the class {cls.__name__} needs arguments: pass an instance, {cls.__name__}(…)") from None
+    return _resolve_module(torch, module)
+
+
+_HOMES = ("torch.nn.modules.activation", "transformers.activations")
+
+
+def _no_module(cls: type) -> TypeError:
+    return TypeError(
         f"no activation for the module {cls.__name__}: expected one of torch.nn's or transformers' own activations, such as "
         "nn.GELU(); your own is one block: see epilogue.activation."
     )
@@ -138,8 +167,10 @@ def _with_keywords(entry: Activation, keywords: dict[str, Any]) -> tuple[Activat
     return entry, params
 
 
-def resolve_call(op: str, spec: Any, params: dict[str, Any], gated: bool) -> tuple[Activation, tuple]:
+def resolve_call(op: Callable[..., Any], spec: Any, params: Mapping[str, Any], gated: bool) -> tuple[Activation, tuple]:
     """(the activation that a user means by `spec` and `params` in a call of `op`, its parameters' values in order).
+
+    op: the public function, or the module's class.
 
     ValueError for a pair or gated variant where `op` is not gated, TypeError for a parameter given twice.
     """
@@ -150,19 +181,25 @@ def resolve_call(op: str, spec: Any, params: dict[str, Any], gated: bool) -> tup
     act, fixed = resolve(spec)
     if act.arity == 2 and not gated:
         raise ValueError(
-            f"{op}: {act.name!r} takes two operands; use epilogue.glu or epilogue.gated_mlp (FusedGLU, FusedGatedMLP), "
+            f"{op.__name__}: {act.name!r} takes two operands; use epilogue.glu or epilogue.gated_mlp (FusedGLU, FusedGatedMLP), "
             "or one of the elementwise activations here"
         )
     twice = [name for name in params if name in fixed]
     if twice:
-        raise TypeError(f"{op}: {twice[0]!r} is given twice, by activation={spec!r} and as a keyword; give it once")
-    if params or act.params:
-        return bind_params(act.base, {**fixed, **params})
+        raise TypeError(
+            f"{op.__name__}: {twice[0]!r} is given twice, by activation={spec!r} and as a keyword; give it once"
+        )
+    if params or fixed or act.params:
+        return bind_params(act.base, {**fixed, **params}, op)
     return act, ()
 
 
-def bind_params(entry: Activation, params: Mapping[str, Any]) -> tuple[Activation, tuple]:
+def bind_params(
+    entry: Activation, params: Mapping[str, Any], op: Callable[..., Any] | None = None
+) -> tuple[Activation, tuple]:
     """(entry, parameter values in the formula's order): floats, or tensors where the parameter is learnable.
+
+    op: the function or class that was called with these keywords, which may be meant for its own arguments.
 
     TypeError for an unknown or a missing parameter, and for a value that the parameter cannot have.
     """
@@ -171,14 +208,21 @@ def bind_params(entry: Activation, params: Mapping[str, Any]) -> tuple[Activatio
     entry, params = _with_keywords(entry, dict(params))
     unknown = [name for name in params if name not in entry.params]
     if unknown:
-        takes = ", ".join(entry.params) or "none"
-        raise TypeError(f"{entry.name} has no parameter {unknown[0]!r}; its parameters: {takes}")
+        raise TypeError(_unknown_keyword(entry, unknown[0], op))
     values = tuple(_param_value(entry, name, params.get(name, default)) for name, default in entry.params.items())
     if entry.requires and all(isinstance(value, float) for value in values):
         predicate, statement = entry.requires
         if not predicate(*values):
             raise ValueError(f"{entry.name} needs {statement}; got {dict(zip(entry.params, values, strict=True))}")
     return entry, values
+
+
+def _unknown_keyword(entry: Activation, name: str, op: Callable[..., Any] | None) -> str:
+    arguments = [] if op is None else [*inspect.signature(op).parameters]
+    close = difflib.get_close_matches(name, [*arguments, *entry.params], n=1)
+    if close:
+        return f"{op.__name__ if op else entry.name}: unknown keyword {name!r}; did you mean {close[0]}?"
+    return f"{entry.name} has no parameter {name!r}; its parameters: {', '.join(entry.params) or 'none'}"
 
 
 def _param_value(entry: Activation, name: str, value: Any) -> Any:

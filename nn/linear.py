@@ -4,8 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.types import Device
 
 from epilogue.functional import glu, linear
+from epilogue.typing import ActivationLike
 
 from .activated import Activated
 
@@ -23,15 +25,18 @@ class FusedLinear(Activated):
     Raises ValueError and TypeError as `epilogue.linear` does.
     """
 
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
     def __init__(
         self,
         in_features: int,
         out_features: int,
         bias: bool = True,
-        activation: Any = "gelu",
-        device: Any = None,
-        dtype: Any = None,
-        **params: Any,
+        activation: ActivationLike = "gelu",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **params: float | Tensor,
     ) -> None:
         super().__init__(activation, params, bias)
         self.in_features, self.out_features = in_features, out_features
@@ -63,15 +68,18 @@ class FusedGLU(Activated):
 
     Gated = True
 
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
     def __init__(
         self,
         in_features: int,
         out_features: int,
         bias: bool = True,
-        activation: Any = "silu",
-        device: Any = None,
-        dtype: Any = None,
-        **params: Any,
+        activation: ActivationLike = "silu",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **params: float | Tensor,
     ) -> None:
         super().__init__(activation, params, bias)
         self.in_features, self.out_features = in_features, out_features
@@ -85,7 +93,14 @@ class FusedGLU(Activated):
         return glu(input, self.weight, self.bias, self.activation, **self.activation_params())
 
 
-def _add_linear(module: Any, in_features: int, out_features: int, bias: bool, device: Any, dtype: Any) -> None:
+def _add_linear(
+    module: Any,
+    in_features: int,
+    out_features: int,
+    bias: bool,
+    device: Device,
+    dtype: torch.dtype | None,
+) -> None:
     module.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
     module.register_parameter(
         "bias", nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None

@@ -1,14 +1,16 @@
 """FusedMLP and FusedGatedMLP: the transformer's feed-forward blocks."""
 
 from collections.abc import Callable
-from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.types import Device
 
 from epilogue.checks import check_flag, check_probability
 from epilogue.eager import apply, recomputed
 from epilogue.functional import gated_mlp, mlp
+from epilogue.typing import ActivationLike
 
 from .activated import Activated
 from .plain import parameters_of
@@ -31,12 +33,12 @@ class FusedMLP(Activated):
         hidden_features: int,
         out_features: int | None = None,
         bias: bool = True,
-        activation: Any = "gelu",
+        activation: ActivationLike = "gelu",
         dropout: float = 0.0,
-        device: Any = None,
-        dtype: Any = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         recompute: bool = False,
-        **params: Any,
+        **params: float | Tensor,
     ) -> None:
         super().__init__(activation, params, bias)
         out_features = in_features if out_features is None else out_features
@@ -82,12 +84,12 @@ class FusedGatedMLP(Activated):
         hidden_features: int,
         out_features: int | None = None,
         bias: bool = False,
-        activation: Any = "silu",
+        activation: ActivationLike = "silu",
         dropout: float = 0.0,
-        device: Any = None,
-        dtype: Any = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         recompute: bool = False,
-        **params: Any,
+        **params: float | Tensor,
     ) -> None:
         super().__init__(activation, params, bias)
         out_features = in_features if out_features is None else out_features
