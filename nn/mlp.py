@@ -1,6 +1,7 @@
 """FusedMLP and FusedGatedMLP: the transformer's feed-forward blocks."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,10 @@ from epilogue.typing import ActivationLike
 
 from .activated import Activated
 from .plain import parameters_of
+from .surgery.blocks import Block, Unfit, block_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class FusedMLP(Activated):
@@ -48,6 +53,19 @@ class FusedMLP(Activated):
         self.up = nn.Linear(in_features, hidden_features, bias, device, dtype)
         self.down = nn.Linear(hidden_features, out_features, bias, device, dtype)
         self._settle(activation, device, dtype)
+
+    @classmethod
+    def from_module(cls, module: nn.Module, *, recompute: bool = False) -> "Self":
+        """Make the block of an existing MLP, with which it shares layers, parameters and the activation's tensors.
+
+        Args:
+            module: an nn.Sequential, or a module whose forward `fuse` reads as one block: nanoGPT's, T5's, timm's.
+            recompute: as for the constructor.
+
+        Raises:
+            TypeError: it computes something else or more, or its weights cannot be shared; the message says what.
+        """
+        return _from_module(cls, module, recompute)
 
     def reset_parameters(self) -> None:
         """Reset every child, in the order in which they were made, and set the activation's parameters as they were given."""
@@ -101,6 +119,11 @@ class FusedGatedMLP(Activated):
         self.down = nn.Linear(hidden_features, out_features, bias, device, dtype)
         self._settle(activation, device, dtype)
 
+    @classmethod
+    def from_module(cls, module: nn.Module, *, recompute: bool = False) -> "Self":
+        """Make the block of an existing gated MLP, Llama's say, as `FusedMLP.from_module` does."""
+        return _from_module(cls, module, recompute)
+
     reset_parameters = FusedMLP.reset_parameters
 
     def forward(self, input: Tensor) -> Tensor:
@@ -114,6 +137,28 @@ class FusedGatedMLP(Activated):
         return _as_modules(self, lambda x: apply(self.activation.gated, tuple(params.values()), gate(x), up(x)), input)
 
     extra_repr = FusedMLP.extra_repr
+
+
+def _from_module(cls: Any, module: nn.Module, recompute: bool) -> Any:
+    def make(block: Block) -> nn.Module:
+        up, down, (entry, params, _) = block.layers["up"], block.layers["down"], block.activation
+        made = cls(
+            up.in_features, up.out_features, down.out_features, activation=entry, dropout=block.dropout, device="meta",
+            recompute=recompute, **params,
+        )  # fmt: skip
+        tensors = {name: value for name, value in params.items() if isinstance(value, Tensor)}
+        for name, held in {**block.layers, **tensors}.items():
+            setattr(made, name, held)
+        return made.train(module.training)
+
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{cls.__name__}.from_module: expected a torch.nn.Module, got {type(module).__name__}")
+    try:
+        return make(block_of(module, cls.Gated, make))
+    except Unfit as reason:
+        raise TypeError(
+            f"{cls.__name__}.from_module: no {cls.__name__} for this {type(module).__name__}: {reason}"
+        ) from None
 
 
 def _as_modules(block: "FusedMLP | FusedGatedMLP", hidden: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
