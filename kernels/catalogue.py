@@ -55,7 +55,7 @@ class Activation:
     oracle: Callable[..., Any]
     arity: int
     operands: tuple[str, ...]
-    params: Mapping[str, Any]
+    params: Mapping[str, float | type[object]]
     kinks: Callable[..., tuple[float, ...]]
     requires: tuple[Callable[..., bool], str] | None = None
     gated_name: str = ""
@@ -96,10 +96,10 @@ class Activation:
     def __repr__(self) -> str:
         return f"<activation {self.name}({', '.join((*self.operands, *self.params))})>"
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return (getattr, (self.gate, "gated")) if self.gate else (resolve_name, (self.name,))
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: Any) -> "Activation":
         return self
 
     @property
@@ -112,11 +112,11 @@ class Activation:
         """The parameters that may be tensors and then get a gradient."""
         return tuple(name for name in self.params if name in self.derivatives)
 
-    def output_derivative(self, values: tuple) -> Formula | None:
+    def output_derivative(self, values: tuple[Any, ...]) -> Formula | None:
         """The derivative written in y = value(x), or None where none holds for these parameters. With it, backward needs y alone."""
         return self._from_output(values)[0]
 
-    def sign_suffices(self, values: tuple) -> bool:
+    def sign_suffices(self, values: tuple[Any, ...]) -> bool:
         """True if the output derivative needs only one bit of y: whether it is positive."""
         return self._from_output(values)[1]
 
@@ -127,11 +127,11 @@ class Activation:
                     return formula, sign, torchs
         return None, False, False
 
-    def saves(self, values: tuple) -> Keep:
+    def saves(self, values: tuple[Any, ...]) -> Keep:
         """The tensor that backward needs: "output" (y) or "input" (the pre-activation z)."""
         return "output" if self.output_derivative(values) else "input"
 
-    def layer_saves(self, values: tuple) -> Keep:
+    def layer_saves(self, values: tuple[Any, ...]) -> Keep:
         """The tensor that a single layer keeps for backward. The caller holds its y and may write to it, so this is "output" only where
         torch's own layer keeps y too (and then raises an error), "sign" where one bit of y is enough, else "input".
         """
@@ -231,7 +231,12 @@ def activation(
     return register
 
 
-def pair(*, oracle: Callable[..., Any], aliases: tuple[str, ...] = (), kinks=()) -> Callable[[Formula], Activation]:
+def pair(
+    *,
+    oracle: Callable[..., Any],
+    aliases: tuple[str, ...] = (),
+    kinks: tuple[float, ...] | Callable[..., tuple[float, ...]] = (),
+) -> Callable[[Formula], Activation]:
     """Decorator that registers a function as the formula of a pair, `f(a, b, param=default, …)`, for `glu` and `gated_mlp`."""
     return lambda formula: _register(formula, 2, aliases, oracle=oracle, kinks=kinks)
 

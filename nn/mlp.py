@@ -24,12 +24,33 @@ if TYPE_CHECKING:
 class FusedMLP(Activated):
     """dropout(act(x W₁ᵀ + b₁)) W₂ᵀ + b₂, as one operation (`epilogue.mlp`).
 
-    Children `up` and `down` are plain nn.Linear, made in this order, so seeds and state_dicts are those of the unfused block.
-    x [..., in_features] -> [..., out_features] (default: in_features). dropout: the share of hidden units dropped in training.
-    recompute: keep only x for backward, which repeats the up product. activation and its parameters as in `FusedLinear`.
+    The children `up` and `down` are plain nn.Linear, made in this order, so that the same seed gives the unfused block's weights. The keys
+    of a state_dict are `up.weight`, `up.bias`, `down.weight` and `down.bias`; another block's have to be renamed to these (nanoGPT's
+    `c_fc` to `up`, `c_proj` to `down`), or `from_module` takes the block itself over, with its parameters.
 
     If a child is more than a plain nn.Linear at the moment of the call (LoRA, quantised, hooked, parametrized, sharded), both are called as
     modules, and only the activation runs between them.
+
+    Args:
+        in_features: the size of x's last axis.
+        hidden_features: the number of hidden units.
+        out_features: the size of the result's last axis, by default in_features.
+        bias: whether the layers have one.
+        activation: as for `FusedLinear`.
+        dropout: the share of hidden units dropped in training mode, `module.train()`. The name is that of torch's TransformerEncoderLayer.
+        device: as nn.Linear's.
+        dtype: as nn.Linear's.
+        recompute: keep x alone for backward, which repeats the up product.
+        **params: as for `FusedLinear`.
+
+    Shape:
+        x [..., in_features] -> [..., out_features]
+
+    Raises:
+        ValueError, TypeError: as by `FusedLinear`.
+
+    Source:
+        Vaswani et al. 2017, arXiv:1706.03762.
     """
 
     def __init__(
@@ -67,7 +88,7 @@ class FusedMLP(Activated):
         """
         return _from_module(cls, module, recompute)
 
-    def reset_parameters(self) -> None:
+    def reset_parameters(self: "FusedMLP | FusedGatedMLP") -> None:
         """Reset every child, in the order in which they were made, and set the activation's parameters as they were given."""
         for child in self.children():
             child.reset_parameters()  # type: ignore[operator]
@@ -83,15 +104,37 @@ class FusedMLP(Activated):
             )  # fmt: skip
         return _as_modules(self, lambda x: apply(self.activation, tuple(params.values()), up(x)), input)
 
-    def extra_repr(self) -> str:
+    def extra_repr(self: "FusedMLP | FusedGatedMLP") -> str:
         return f"{self.activation_repr()}, dropout={self.dropout:g}{', recompute=True' if self.recompute else ''}"
 
 
 class FusedGatedMLP(Activated):
     """dropout(act(x Gᵀ) ⊙ (x Uᵀ)) Dᵀ, as one operation (`epilogue.gated_mlp`): the block of Llama and its kin.
 
-    Children `gate`, `up`, `down` are plain nn.Linear, made in this order. Shapes, dropout and recompute are as in `FusedMLP`, as is what
-    happens if a child is more than a plain layer; activation as in `FusedGLU`.
+    The children `gate`, `up` and `down` are plain nn.Linear, made in this order. The keys of a state_dict are `gate.weight`, `up.weight`
+    and `down.weight`, and `.bias` of each. Llama's have to be renamed, `{key.replace("_proj", ""): value for key, value in
+    llama_mlp.state_dict().items()}`, or `from_module` takes the block itself over. What is not said here is as for `FusedMLP`.
+
+    Args:
+        in_features: as for `FusedMLP`.
+        hidden_features: as for `FusedMLP`.
+        out_features: as for `FusedMLP`.
+        bias: whether the layers have one.
+        activation: as for `FusedGLU`.
+        dropout: as for `FusedMLP`.
+        device: as nn.Linear's.
+        dtype: as nn.Linear's.
+        recompute: keep x alone for backward, which repeats the products of gate and up.
+        **params: as for `FusedLinear`.
+
+    Shape:
+        x [..., in_features] -> [..., out_features]
+
+    Raises:
+        ValueError, TypeError: as by `FusedLinear`.
+
+    Source:
+        Shazeer 2020, arXiv:2002.05202.
     """
 
     Gated = True

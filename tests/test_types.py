@@ -1,5 +1,6 @@
 """What mypy and pyright say about a user's scripts, and the types that are lists of names."""
 
+import inspect
 import json
 import re
 import runpy
@@ -11,7 +12,7 @@ from typing import get_args
 import pytest
 
 import epilogue
-from epilogue import catalogue, typing
+from epilogue import catalogue, explanation, typing
 
 TYPED = Path(__file__).parent / "typed"
 SCRIPTS = [str(TYPED / "right.py"), str(TYPED / "wrong.py")]
@@ -44,6 +45,18 @@ def test_pyright_finds_a_users_mistakes_and_nothing_else(tmp_path):
 
 def test_the_script_that_is_right_runs():
     runpy.run_path(SCRIPTS[0])
+
+
+@pytest.mark.parametrize(
+    "documented",
+    [getattr(epilogue, name) for name in explanation.OPS] + [epilogue.nn.FusedLinear, epilogue.nn.FusedGLU]
+    + [epilogue.nn.FusedMLP, epilogue.nn.FusedGatedMLP],
+)  # fmt: skip
+def test_a_docstring_names_every_argument(documented):
+    sections = dict(re.findall(r"\n {4}(\w+):\n((?: {8}.*\n)+)", documented.__doc__ + "\n"))
+    arguments = re.findall(r"^ {8}([\w*]+): ", sections["Args"], re.MULTILINE)
+    assert [name.strip("*") for name in arguments] == [*inspect.signature(documented).parameters]
+    assert {"Shape", "Raises"} <= {*sections}
 
 
 def test_the_names_of_activations_are_those_of_the_catalogue():
