@@ -76,6 +76,12 @@ def _read(module: nn.Module, gated: bool) -> Block:
     known = Known(site.entry, {}) if site.entry else activation_of(slots["act"])
     if known is None or not unhooked(module):
         raise Unfit(_NONE if known is None else "its hooks would be lost")
+    taken = {id(tensor) for layer in layers.values() for tensor in layer.parameters()} | {
+        *map(id, known.params.values())
+    }
+    others = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if id(tensor) not in taken]
+    if others:
+        raise Unfit(f"it does more, with {others[0]}")
     return Block(layers, known, slots.get("dropout", 0.0))
 
 

@@ -1,11 +1,14 @@
 """`from_module`: our blocks made of existing MLPs, whose parameters they share."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from epilogue.nn import FusedGatedMLP, FusedMLP, fuse
+from inline_blocks import BLOCKS, SIBLINGS
 
 
 class NanoGPT(nn.Module):
@@ -39,6 +42,17 @@ class Residual(NanoGPT):
 class Scaled(NanoGPT):
     def forward(self, x):
         return 0.5 * self.c_proj(self.gelu(self.c_fc(x)))
+
+
+class LayerScale(NanoGPT):
+    """At first it computes what a plain block does."""
+
+    def __init__(self):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(6))
+
+    def forward(self, x):
+        return self.gamma * self.c_proj(self.gelu(self.c_fc(x)))
 
 
 class Twice(NanoGPT):
@@ -88,7 +102,7 @@ def transformers_mlp(name):
     return getattr(modeling_t5, name)(transformers.T5Config(d_model=6, d_ff=16, dropout_rate=0.2))
 
 
-BLOCKS = {
+MADE = {
     "nanoGPT": lambda: NanoGPT(),
     "nanoGPT without biases": lambda: NanoGPT(bias=False),
     "a slope": lambda: NanoGPT(act=nn.PReLU()),
@@ -104,9 +118,9 @@ BLOCKS = {
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", MADE)
 def test_the_same_results_of_the_same_parameters(name, training):
-    module = BLOCKS[name]().double().train(training)
+    module = MADE[name]().double().train(training)
     gated = "Llama" in name or "gated" in name
     state = torch.get_rng_state()
     fused = (FusedGatedMLP if gated else FusedMLP).from_module(module)
@@ -153,6 +167,20 @@ def test_llamas_state_dict_by_other_keys():
     torch.testing.assert_close(fused(x), llama(x))
 
 
+def test_blocks_written_in_other_ways():
+    """Each is refused, or computes what it did."""
+    made = set()
+    for name, block in {**BLOCKS, **{name: SIBLINGS[name][0] for name in SIBLINGS}}.items():
+        module = getattr(block, "make", block)().double().eval()
+        x = torch.randn(3, 5, 8, dtype=torch.float64)
+        for cls in (FusedMLP, FusedGatedMLP):
+            with contextlib.suppress(TypeError):
+                torch.testing.assert_close(cls.from_module(module)(x), module(x), rtol=1e-10, atol=1e-10)
+                made.add(name)
+    assert len(made) > 20
+    assert not made & SIBLINGS.keys()
+
+
 def hooked():
     module = NanoGPT()
     module.register_forward_hook(lambda *_: None)
@@ -183,7 +211,9 @@ REFUSED = [
     (FusedMLP, Residual, MORE),
     (FusedMLP, Scaled, MORE),
     (FusedMLP, Twice, NONE),
-    (FusedMLP, lambda: sequential(nn.LayerNorm(3)), MORE),
+    (FusedMLP, lambda: sequential(nn.LayerNorm(3)), "it does more, with 3.weight"),
+    (FusedMLP, LayerScale, "it does more, with gamma"),
+    (FusedMLP, lambda: sequential(nn.LayerNorm(3, elementwise_affine=False)), MORE),
     (FusedMLP, lambda: sequential(act=nn.Softmax(-1)), "between its layers stands Softmax|" + NONE),
     (FusedMLP, lambda: sequential(nn.ReLU(), nn.Linear(3, 3), act=nn.Softmax(-1)), NONE),
     (FusedMLP, lambda: sequential(nn.ReLU()), NONE),
