@@ -218,8 +218,9 @@ def bind_params(
 
 
 def _unknown_keyword(entry: Activation, name: str, op: Callable[..., Any] | None) -> str:
-    arguments = [] if op is None else [*inspect.signature(op).parameters]
-    close = difflib.get_close_matches(name, [*arguments, *entry.params], n=1)
+    arguments = inspect.signature(op).parameters.values() if op else ()
+    names = [argument.name for argument in arguments if argument.kind is not argument.VAR_KEYWORD]
+    close = difflib.get_close_matches(name, [*names, *entry.params], n=1)
     if close:
         return f"{op.__name__ if op else entry.name}: unknown keyword {name!r}; did you mean {close[0]}?"
     return f"{entry.name} has no parameter {name!r}; its parameters: {', '.join(entry.params) or 'none'}"

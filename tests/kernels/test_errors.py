@@ -26,6 +26,7 @@ TYPE_ERRORS = [
     (lambda: linear(X, W, alpha=2.0), "gelu has no parameter 'alpha' … none"),
     (lambda: linear(X, W, activatoin="relu"), "linear: unknown keyword 'activatoin'; did you mean activation?"),
     (lambda: linear(X, W, activation="leaky_relu", negativ_slope=0.2), "linear … mean negative_slope?"),
+    (lambda: linear(X, W, param=0.1), "gelu has no parameter 'param'"),
     (lambda: linear(X, W, dropout=0.1), "gelu has no parameter 'dropout'"),
     (lambda: mlp(X, UP, DOWN, dropout=0.1), "mlp: unknown keyword 'dropout'; did you mean dropout_p?"),
     (lambda: gated_mlp(*GATED, gate_wieght=UP), "gated_mlp … mean gate_weight?"),
