@@ -1,7 +1,7 @@
 """epilogue: linear layers with the activation fused into the matrix product's epilogue, forward and backward.
 
-`linear`, `glu`, `mlp` and `gated_mlp` take torch tensors, NumPy or CuPy arrays. `epilogue.nn` has them as modules, and `fuse` puts them into
-models that exist. `epilogue.typing` has the types.
+`linear`, `glu`, `mlp` and `gated_mlp` take torch tensors, NumPy or CuPy arrays. `epilogue.nn` has them as modules, `fuse` puts them into
+models that exist, and `epilogue.typing` has the types.
 Importing this package imports NumPy and nothing heavier.
 """
 

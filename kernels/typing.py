@@ -1,7 +1,8 @@
 """The types of the public face, for your own annotations too. Nothing is imported for them at run time.
 
 ActivationName: the names that are there from the start, so that editors complete them. ActivationLike: whatever may stand for an
-activation, names of your own among them. Array: the kinds of arrays, of which a call takes one and returns the same. ParamValue: an activation's parameter.
+activation, names of your own among them. Array: the kinds of arrays, of which a call takes one and returns the same. ParamValue: an
+activation's parameter.
 """
 
 import sys
