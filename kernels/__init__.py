@@ -1,10 +1,11 @@
 """epilogue: linear layers with the activation fused into the matrix product's epilogue, forward and backward.
 
-`linear`, `glu`, `mlp` and `gated_mlp` take torch tensors, NumPy or CuPy arrays; `epilogue.nn` has them as modules.
+`linear`, `glu`, `mlp` and `gated_mlp` take torch tensors, NumPy or CuPy arrays. `epilogue.nn` has them as modules, `fuse` puts them into
+models that exist, and `epilogue.typing` has the types.
 Importing this package imports NumPy and nothing heavier.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import activations as activations  # fills the catalogue
 from .backends import backend
@@ -21,9 +22,6 @@ from .functional import (
     mlp_backward,
 )
 from .lookup import check, resolve
-
-if TYPE_CHECKING:
-    from . import nn as nn
 
 __version__ = "0.1.0"
 
@@ -47,10 +45,20 @@ __all__ = [
     "resolve",
 ]
 
+if TYPE_CHECKING:
+    from . import nn as nn
+    from .nn import fuse as fuse
+    from .nn import unfuse as unfuse
+else:  # where a checker would take any name for one of these
 
-def __getattr__(name: str) -> Any:
-    if name == "nn":  # on first use, since it imports torch
-        import importlib
+    def __getattr__(name: str) -> object:
+        if name not in ("fuse", "nn", "unfuse"):
+            raise AttributeError(f"module 'epilogue' has no attribute {name!r}")
+        import importlib  # on first use, since it imports torch
 
-        return importlib.import_module("epilogue.nn")
-    raise AttributeError(f"module 'epilogue' has no attribute {name!r}")
+        nn = importlib.import_module("epilogue.nn")
+        return nn if name == "nn" else getattr(nn, name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__", "fuse", "nn", "unfuse"]

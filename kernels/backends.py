@@ -6,9 +6,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
-NAMES = ("triton", "cupy", "eager")
+from .typing import BackendName
+
+NAMES: tuple[str, ...] = get_args(BackendName)
 
 
 class Backend(NamedTuple):
@@ -66,7 +68,7 @@ _environment = os.environ.get("EPILOGUE_BACKEND") or None
 
 
 @contextlib.contextmanager
-def backend(name: str) -> Iterator[None]:
+def backend(name: BackendName) -> Iterator[None]:
     """Choose what runs CUDA tensors within a `with`, in this thread or asyncio task.
 
     Tensors that the chosen kernels do not serve (float64, tensor subclasses, CPU tensors) run plain torch operations. A call's backward

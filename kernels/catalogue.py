@@ -62,7 +62,7 @@ class Activation:
     oracle: Callable[..., Any]
     arity: int
     operands: tuple[str, ...]
-    params: Mapping[str, Any]
+    params: Mapping[str, float | type[object]]
     kinks: Callable[..., tuple[float, ...]]
     requires: tuple[Callable[..., bool], str] | None = None
     gated_name: str = ""
@@ -156,10 +156,10 @@ class Activation:
     def __repr__(self) -> str:
         return f"<activation {self.name}({', '.join((*self.operands, *self.params))})>"
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return (getattr, (self.gate, "gated")) if self.gate else (unpickled, (self.name, self.value.__module__))
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: Any) -> "Activation":
         return self
 
     @property
@@ -174,11 +174,11 @@ class Activation:
         """
         return tuple(name for name in self.params if name in self.base.derivatives or not self.own_oracle)
 
-    def output_derivative(self, values: tuple) -> Formula | None:
+    def output_derivative(self, values: tuple[Any, ...]) -> Formula | None:
         """The derivative written in y = value(x), or None where none holds for these parameters. With it, backward needs y alone."""
         return self._from_output(values)[0]
 
-    def sign_suffices(self, values: tuple) -> bool:
+    def sign_suffices(self, values: tuple[Any, ...]) -> bool:
         """True if the output derivative needs only one bit of y: whether it is positive."""
         return self._from_output(values)[1]
 
@@ -189,11 +189,11 @@ class Activation:
                     return formula, sign, torchs
         return None, False, False
 
-    def saves(self, values: tuple) -> Keep:
+    def saves(self, values: tuple[Any, ...]) -> Keep:
         """The tensor that backward needs: "output" (y) or "input" (the pre-activation z)."""
         return "output" if self.output_derivative(values) else "input"
 
-    def layer_saves(self, values: tuple) -> Keep:
+    def layer_saves(self, values: tuple[Any, ...]) -> Keep:
         """The tensor that a single layer keeps for backward. The caller holds its y and may write to it, so this is "output" only where
         torch's own layer keeps y too (and then raises an error), "sign" where one bit of y is enough, else "input".
         """

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .triton.plan.configs import Choice
     from .triton.plan.dispatch import Candidate
     from .triton.plan.problem import Problem
+    from .typing import ActivationLike
 
 OPS = ("linear", "glu", "mlp", "gated_mlp")
 GATED = ("glu", "gated_mlp")
@@ -55,8 +56,9 @@ class Explanation(NamedTuple):
 
 
 def explain(
-    op: str, m: int, k: int, n: int, *, activation: Any = None, dtype: Any = "bfloat16", training: bool = False,
-    dropout: bool = False, frozen: Collection[str] = (), gpu: str | None = None, **params: Any,
+    op: str, m: int, k: int, n: int, *, activation: "ActivationLike" = None, dtype: "str | torch.dtype" = "bfloat16",
+    training: bool = False, dropout: bool = False, frozen: Collection[str] = (), gpu: str | None = None,
+    **params: "float | torch.Tensor",
 ) -> Explanation:  # fmt: skip
     """Explain which kernels a call of `linear`, `glu`, `mlp` or `gated_mlp` runs on a GPU, and how long each way takes.
 
@@ -127,7 +129,7 @@ def explain(
 def activation_of(op: str, activation: Any, params: dict[str, Any]) -> tuple[Activation, tuple]:
     """(the activation that a call of `op` uses, its parameters' values). None means the operation's own default."""
     gated = op in GATED
-    return resolve_call(op, activation or ("silu" if gated else "gelu"), params, gated)
+    return resolve_call(explain, activation or ("silu" if gated else "gelu"), params, gated)
 
 
 def problems(

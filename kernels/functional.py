@@ -4,8 +4,10 @@ NumPy arrays run the reference, and CuPy arrays the CuPy kernels. Torch tensors 
 torch operations where none does. Below this file an activation is passed as an `Activation`, never as a string.
 """
 
+from __future__ import annotations
+
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,31 +28,51 @@ from .checks import (
     is_torch,
 )
 from .lookup import learn_functions, resolve, resolve_call
-from .reference import GatedMLPGrads, LinearGrads, MLPGrads
+
+if TYPE_CHECKING:
+    from .reference import GatedMLPGrads, LinearGrads, MLPGrads
+    from .typing import ActivationLike, Array, ParamValue
 
 
-def linear(x, weight, bias=None, activation: Any = "gelu", **params):
+def linear(
+    x: Array, weight: Array, bias: Array | None = None, activation: ActivationLike = "gelu", **params: ParamValue
+) -> Array:
     """act(x Wᵀ + b), with the activation in the product's epilogue.
 
-    x [..., K], weight [N, K] (nn.Linear's layout), bias [N] or None -> [..., N], in the dtype of x (or of autocast, where it is on).
-    All are torch tensors, NumPy or CuPy arrays, of one dtype (float16, bfloat16, float32 or float64) and on one device. Products accumulate
-    in float32 at least. The fused kernels and the reference apply bias and activation before the only rounding. Where cuBLAS is faster
-    (`epilogue.explain`), z is rounded first, as in torch's own layers.
+    The fused kernels and the reference apply bias and activation before the only rounding. Where cuBLAS is faster (`epilogue.explain`),
+    z is rounded first, as in torch's own layers. Products accumulate in float32 at least.
 
     Backward keeps x and the pre-activation z. In place of z it keeps y where torch's own layer does (relu, sigmoid, tanh), or one bit of y
     (leaky_relu). Where float16 holds y but not z, backward takes z as float16's largest number.
 
-    activation: anything that `epilogue.resolve` takes. Its parameters are keywords with torch's names and defaults (`negative_slope=0.01`).
-    prelu's slope and swish's beta may be tensors, of one element or one per output channel, and then get a gradient.
+    Args:
+        x: a torch tensor, NumPy or CuPy array of dtype float16, bfloat16, float32 or float64. All others are of its kind, dtype and device.
+        weight: in nn.Linear's layout, one row per output channel.
+        bias: one number per output channel, or None.
+        activation: anything that `epilogue.resolve` takes: a name, a module such as `nn.GELU("tanh")`, a function such as `F.silu`.
+        **params: the activation's parameters, with torch's names and defaults (`negative_slope=0.01`). prelu's slope, swish's beta, and
+            xielu's alpha_p and alpha_n may be arrays, of one element or one per output channel, and then get a gradient.
 
-    ValueError for an unknown activation or shapes that do not fit; TypeError for dtypes, devices or kinds of arrays that do not.
+    Shape:
+        x [..., K], weight [N, K], bias [N] -> [..., N]
 
-    >>> linear(torch.randn(8, 64), torch.randn(128, 64), activation="leaky_relu", negative_slope=0.2).shape
-    torch.Size([8, 128])
+    Returns:
+        The result in the dtype of x, or of autocast where it is on.
+
+    Raises:
+        ValueError: the activation is unknown, or shapes do not fit.
+        TypeError: a keyword is unknown, or dtypes, devices or kinds of arrays do not fit.
+
+    Source:
+        The docstring of each formula names its paper: `epilogue.ACTIVATIONS["gelu"].value.__doc__`.
+
+    Examples:
+        >>> linear(torch.randn(8, 64), torch.randn(128, 64), activation="leaky_relu", negative_slope=0.2).shape
+        torch.Size([8, 128])
     """
     if is_recorded(x):
         return _record(linear, activation, x, weight, bias, **params)
-    act, values = resolve_call("linear", activation, params, False)
+    act, values = resolve_call(linear, activation, params, False)
     if not fit(x, weight, bias):
         check_layer("linear", x, "weight", weight, "bias", bias)
     if values:
@@ -58,38 +80,77 @@ def linear(x, weight, bias=None, activation: Any = "gelu", **params):
     return _backend(x, weight).linear(x, weight, bias, act, values)
 
 
-def glu(x, weight, bias=None, activation: Any = "silu", **params):
+def glu(
+    x: Array, weight: Array | tuple[Array, Array], bias: Array | tuple[Array | None, Array | None] | None = None,
+    activation: ActivationLike = "silu", **params: ParamValue,
+) -> Array:  # fmt: skip
     """act(x Gᵀ + bg) ⊙ (x Uᵀ + bu), or act(x Gᵀ + bg, x Uᵀ + bu) for a pair such as maxout; one pass over x.
 
-    x [..., K] -> [..., F]. weight is a pair (gate, up), each [F, K], or packed [2F, K], gate half first. bias has the same form, [F] each
-    or [2F]. No weight is copied or repacked. activation: an elementwise one (its gated variant is used), a pair, or a gated
-    variant by name: glu, reglu, geglu, geglu_tanh, swiglu.  Dauphin et al. 2016, arXiv:1612.08083; Shazeer 2020, arXiv:2002.05202.
+    No weight is copied or repacked. What is not said here is as for `linear`.
 
-    Dtypes, devices, parameters and errors as for `linear`.
+    Args:
+        x: as for `linear`.
+        weight: a pair (gate, up), or both packed in one array, the gate half first.
+        bias: laid out as weight is, or None.
+        activation: an elementwise one (its gated variant is used), a pair, or a gated variant by name: glu, reglu, geglu, swiglu, ….
+        **params: as for `linear`.
+
+    Shape:
+        x [..., K], weight ([F, K], [F, K]) or [2F, K], bias ([F], [F]) or [2F] -> [..., F]
+
+    Returns:
+        The result, as of `linear`.
+
+    Raises:
+        ValueError, TypeError: as by `linear`.
+
+    Source:
+        Dauphin et al. 2016, arXiv:1612.08083; Shazeer 2020, arXiv:2002.05202.
     """
     if is_recorded(x):
         return _record(glu, activation, x, weight, bias, **params)
-    act, values = resolve_call("glu", activation, params, True)
+    act, values = resolve_call(glu, activation, params, True)
     features = check_glu("glu", x, weight, bias)
     check_values("glu", x, act, values, features)
     return _backend(x, weight).glu(x, weight, bias, act, values)
 
 
 def mlp(
-    x, up_weight, down_weight, up_bias=None, down_bias=None, activation: Any = "gelu",
-    dropout_p: float = 0.0, training: bool = False, recompute: bool = False, **params,
-):  # fmt: skip
+    x: Array, up_weight: Array, down_weight: Array, up_bias: Array | None = None, down_bias: Array | None = None,
+    activation: ActivationLike = "gelu", dropout_p: float = 0.0, training: bool = False, recompute: bool = False,
+    **params: ParamValue,
+) -> Array:  # fmt: skip
     """dropout(act(x W₁ᵀ + b₁)) W₂ᵀ + b₂: the transformer's MLP.
-
-    x [..., K], up_weight [H, K], down_weight [N, H], up_bias [H], down_bias [N] -> [..., N]. dropout_p: the share of hidden units that
-    training drops; the others are scaled by 1/(1-p). Without `training` nothing is dropped.
 
     The kernels keep x and the pre-activation z for backward. In place of z they keep h = act(z) where it determines the derivative (relu,
     tanh, …; with dropout only relu and leaky_relu). Where z is kept, the epilogue of backward's product computes h again. Backward draws
-    dropout's mask again from its seed. With a frozen down_weight, relu and leaky_relu keep one bit of h. recompute=True keeps x alone, and
-    backward repeats the up product.
+    dropout's mask again from its seed. With a frozen down_weight, relu and leaky_relu keep one bit of h. What is not said here is as for
+    `linear`.
 
-    Dtypes, devices, parameters and errors as for `linear`.
+    Args:
+        x: as for `linear`.
+        up_weight: W₁, in nn.Linear's layout.
+        down_weight: W₂, in nn.Linear's layout.
+        up_bias: b₁ or None.
+        down_bias: b₂ or None.
+        activation: as for `linear`.
+        dropout_p: the share of hidden units to drop; the others are scaled by 1/(1-p). The name is that of torch's
+            scaled_dot_product_attention. It does nothing without `training`.
+        training: whether to drop. A function has no mode, so a module passes its own: `dropout_p=self.p, training=self.training`.
+        recompute: keep x alone for backward, which repeats the up product.
+        **params: as for `linear`.
+
+    Shape:
+        x [..., K], up_weight [H, K], down_weight [N, H], up_bias [H], down_bias [N] -> [..., N]
+
+    Returns:
+        The result, as of `linear`.
+
+    Raises:
+        ValueError, TypeError: as by `linear`; ValueError also for dropout in training on arrays without autograd.
+
+    Source:
+        Vaswani et al. 2017, arXiv:1706.03762; dropout: Srivastava et al. 2014, JMLR 15.
     """
     if is_recorded(x):
         return _record(
@@ -105,7 +166,7 @@ def mlp(
             recompute=recompute,
             **params,
         )
-    act, values = resolve_call("mlp", activation, params, False)
+    act, values = resolve_call(mlp, activation, params, False)
     if not fit(x, up_weight, up_bias) or not fit(x, down_weight, down_bias, up_weight.shape[0]):
         check_layer("mlp", x, "up_weight", up_weight, "up_bias", up_bias)
         check_down("mlp", x, up_weight.shape[0], down_weight, down_bias)
@@ -116,16 +177,41 @@ def mlp(
 
 
 def gated_mlp(
-    x, gate_weight, up_weight, down_weight, gate_bias=None, up_bias=None, down_bias=None, activation: Any = "silu",
-    dropout_p: float = 0.0, training: bool = False, recompute: bool = False, **params,
-):  # fmt: skip
+    x: Array, gate_weight: Array, up_weight: Array | None, down_weight: Array, gate_bias: Array | None = None,
+    up_bias: Array | None = None, down_bias: Array | None = None, activation: ActivationLike = "silu",
+    dropout_p: float = 0.0, training: bool = False, recompute: bool = False, **params: ParamValue,
+) -> Array:  # fmt: skip
     """dropout(act(x Gᵀ + bg) ⊙ (x Uᵀ + bu)) Dᵀ + bd: the gated MLP of Llama and its kin.
 
-    x [..., K], gate_weight and up_weight [H, K], down_weight [N, H], biases [H], [H] and [N] or None -> [..., N]. gate_weight may
-    also be packed [2H, K], gate half first, with up_weight None. Then gate_bias is [2H], and each of backward's products takes both.
-    activation as for `glu`, dropout and recompute as for `mlp`.  Shazeer 2020, arXiv:2002.05202.
+    The kernels keep x and the pre-activations of gate and up for backward. What is not said here is as for `mlp`.
 
-    The kernels keep x and the pre-activations of gate and up for backward. Dtypes, devices, parameters and errors as for `linear`.
+    Args:
+        x: as for `linear`.
+        gate_weight: G, or G and U packed in one array, the gate half first, with up_weight None. Then gate_bias is packed too, and each of
+            backward's products takes both.
+        up_weight: U, or None.
+        down_weight: D, in nn.Linear's layout.
+        gate_bias: bg or None.
+        up_bias: bu or None.
+        down_bias: bd or None.
+        activation: as for `glu`.
+        dropout_p: as for `mlp`: nothing is dropped without `training`.
+        training: as for `mlp`.
+        recompute: keep x alone for backward, which repeats the products of gate and up.
+        **params: as for `linear`.
+
+    Shape:
+        x [..., K], gate_weight and up_weight [H, K] each or [2H, K] and None, down_weight [N, H], biases [H], [H] (or [2H] and None) and
+        [N] -> [..., N]
+
+    Returns:
+        The result, as of `linear`.
+
+    Raises:
+        ValueError, TypeError: as by `mlp`.
+
+    Source:
+        Shazeer 2020, arXiv:2002.05202.
     """
     if is_recorded(x):
         return _record(
@@ -143,7 +229,7 @@ def gated_mlp(
             recompute=recompute,
             **params,
         )
-    act, values = resolve_call("gated_mlp", activation, params, True)
+    act, values = resolve_call(gated_mlp, activation, params, True)
     if up_weight is not None and _fit_pair(x, (gate_weight, up_weight), (gate_bias, up_bias)):
         features = gate_weight.shape[0]
     else:
@@ -181,12 +267,27 @@ def _training(op: str, x, dropout_p: float, training: bool, recompute: bool) -> 
     return {**options, "recompute": True} if recompute and is_torch(x) else options
 
 
-def linear_backward(dy, x, weight, bias=None, activation: Any = "gelu", **params) -> LinearGrads:
-    """Gradients of `linear` for dy [..., N], as the named tuple (x, weight, bias, params).
+def linear_backward(
+    dy: Array, x: Array, weight: Array, bias: Array | None = None, activation: ActivationLike = "gelu",
+    **params: ParamValue,
+) -> LinearGrads[Array, Array]:  # fmt: skip
+    """Gradients of `linear`: dz = dy ⊙ act'(z), dx = dz W, dW = dzᵀ x, db = Σ dz.
 
-    For NumPy and CuPy arrays, without autograd. It computes the pre-activation again from the inputs. Arguments and errors as for `linear`.
+    For NumPy and CuPy arrays, which have no autograd. It computes the pre-activation again from the inputs.
+
+    Args:
+        dy: the gradient of the result. All other arguments are those of `linear`.
+
+    Shape:
+        dy [..., N]; a gradient has the shape of what it belongs to.
+
+    Returns:
+        The named tuple (x, weight, bias, params); params holds the gradients of arrays among the parameters, by name.
+
+    Raises:
+        ValueError, TypeError: as by `linear`; TypeError for torch tensors, whose result has backward().
     """
-    act, values = resolve_call("linear", activation, params, False)
+    act, values = resolve_call(linear_backward, activation, params, False)
     check_no_autograd("linear_backward", x)
     check_layer("linear_backward", x, "weight", weight, "bias", bias)
     check_values("linear_backward", x, act, values, weight.shape[0])
@@ -194,12 +295,25 @@ def linear_backward(dy, x, weight, bias=None, activation: Any = "gelu", **params
     return _backend(x, weight).linear_backward(dy, x, weight, bias, act, values)
 
 
-def glu_backward(dy, x, weight, bias=None, activation: Any = "silu", **params) -> LinearGrads:
-    """Gradients of `glu` for dy [..., F], as (x, weight, bias, params), with weight's and bias's in the layout of the arguments.
+def glu_backward(
+    dy: Array, x: Array, weight: Array | tuple[Array, Array], bias: Array | tuple[Array | None, Array | None] | None = None,
+    activation: ActivationLike = "silu", **params: ParamValue,
+) -> LinearGrads[Array, Array | tuple[Array, Array]]:  # fmt: skip
+    """Gradients of `glu`, laid out as its arguments; for NumPy and CuPy arrays, as `linear_backward`.
 
-    For NumPy and CuPy arrays, as `linear_backward`.
+    Args:
+        dy: the gradient of the result. All other arguments are those of `glu`.
+
+    Shape:
+        dy [..., F]
+
+    Returns:
+        The named tuple (x, weight, bias, params).
+
+    Raises:
+        ValueError, TypeError: as by `linear_backward`.
     """
-    act, values = resolve_call("glu", activation, params, True)
+    act, values = resolve_call(glu_backward, activation, params, True)
     check_no_autograd("glu_backward", x)
     features = check_glu("glu_backward", x, weight, bias)
     check_values("glu_backward", x, act, values, features)
@@ -208,13 +322,24 @@ def glu_backward(dy, x, weight, bias=None, activation: Any = "silu", **params) -
 
 
 def mlp_backward(
-    dy, x, up_weight, down_weight, up_bias=None, down_bias=None, activation: Any = "gelu", **params
-) -> MLPGrads:
-    """Gradients of `mlp` (without dropout) for dy [..., N], as (x, up_weight, down_weight, up_bias, down_bias, params).
+    dy: Array, x: Array, up_weight: Array, down_weight: Array, up_bias: Array | None = None,
+    down_bias: Array | None = None, activation: ActivationLike = "gelu", **params: ParamValue,
+) -> MLPGrads[Array]:  # fmt: skip
+    """Gradients of `mlp` without dropout; for NumPy and CuPy arrays, as `linear_backward`.
 
-    For NumPy and CuPy arrays, as `linear_backward`.
+    Args:
+        dy: the gradient of the result. All other arguments are those of `mlp`.
+
+    Shape:
+        dy [..., N]
+
+    Returns:
+        The named tuple (x, up_weight, down_weight, up_bias, down_bias, params).
+
+    Raises:
+        ValueError, TypeError: as by `linear_backward`.
     """
-    act, values = resolve_call("mlp", activation, params, False)
+    act, values = resolve_call(mlp_backward, activation, params, False)
     check_no_autograd("mlp_backward", x)
     check_layer("mlp_backward", x, "up_weight", up_weight, "up_bias", up_bias)
     check_down("mlp_backward", x, up_weight.shape[0], down_weight, down_bias)
@@ -224,14 +349,25 @@ def mlp_backward(
 
 
 def gated_mlp_backward(
-    dy, x, gate_weight, up_weight, down_weight, gate_bias=None, up_bias=None, down_bias=None,
-    activation: Any = "silu", **params,
-) -> GatedMLPGrads:  # fmt: skip
-    """Gradients of `gated_mlp` (without dropout) for dy [..., N], in the order of its arguments, then params; a packed gate's are packed.
+    dy: Array, x: Array, gate_weight: Array, up_weight: Array | None, down_weight: Array, gate_bias: Array | None = None,
+    up_bias: Array | None = None, down_bias: Array | None = None, activation: ActivationLike = "silu",
+    **params: ParamValue,
+) -> GatedMLPGrads[Array]:  # fmt: skip
+    """Gradients of `gated_mlp` without dropout; for NumPy and CuPy arrays, as `linear_backward`.
 
-    For NumPy and CuPy arrays, as `linear_backward`.
+    Args:
+        dy: the gradient of the result. All other arguments are those of `gated_mlp`.
+
+    Shape:
+        dy [..., N]
+
+    Returns:
+        The named tuple of gradients in the order of the arguments, then params; those of a packed gate are packed.
+
+    Raises:
+        ValueError, TypeError: as by `linear_backward`.
     """
-    act, values = resolve_call("gated_mlp", activation, params, True)
+    act, values = resolve_call(gated_mlp_backward, activation, params, True)
     check_no_autograd("gated_mlp_backward", x)
     features = check_gated("gated_mlp_backward", x, gate_weight, up_weight, gate_bias, up_bias)
     check_down("gated_mlp_backward", x, features, down_weight, down_bias)

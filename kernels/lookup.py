@@ -1,17 +1,23 @@
 """Lookup of activations: the catalogue's entry for what the user passes, and the values of its parameters."""
 
+import difflib
 import functools
 import inspect
 import math
 import sys
 import types
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .catalogue import ACTIVATIONS, BY_KEY, VARIANTS, Activation, key_of, resolve_name
 from .verification import Report, check_first, numbers_of, report_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .typing import ActivationLike
 
 _FUNCTIONS: dict[Any, str] = {}  # torch's function -> name of its entry, see learn_functions
 
@@ -25,7 +31,7 @@ _TRANSFORMERS = {
 """Class of transformers.activations -> name of its entry."""
 
 
-def resolve(spec: Any) -> tuple[Activation, dict[str, Any]]:
+def resolve(spec: "ActivationLike") -> "tuple[Activation, dict[str, float | Tensor]]":
     """Look up the activation that a user means: `epilogue.linear` and the modules take whatever this function takes.
 
     Args:
@@ -58,6 +64,8 @@ def resolve(spec: Any) -> tuple[Activation, dict[str, Any]]:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(spec, torch.nn.Module):
         return _resolve_module(torch, spec)
+    if torch is not None and isinstance(spec, type) and issubclass(spec, torch.nn.Module):
+        return _resolve_class(torch, spec)
     if torch is not None and isinstance(spec, _FUNCTION_TYPES):
         learn_functions(torch)
         if spec in _FUNCTIONS:
@@ -105,7 +113,25 @@ def _resolve_module(torch, module) -> tuple[Activation, dict[str, Any]]:
         return _with_keywords(ACTIVATIONS["glu_gate_last"], {"dim": module.dim})
     if cls.__module__ == "transformers.activations" and cls.__name__ in _TRANSFORMERS:
         return _resolve_transformers(module, ACTIVATIONS[_TRANSFORMERS[cls.__name__]])
-    raise TypeError(
+    raise _no_module(cls)
+
+
+def _resolve_class(torch, cls) -> tuple[Activation, dict[str, Any]]:
+    """(Activation, params) of an activation module's class, as that of its instance without arguments."""
+    if cls is not torch.nn.Identity and cls.__module__ not in _HOMES:  # nobody else's constructor is run
+        raise _no_module(cls)
+    try:
+        module = cls()
+    except TypeError:
+        raise TypeError(f"the class {cls.__name__} needs arguments: pass an instance, {cls.__name__}(…)") from None
+    return _resolve_module(torch, module)
+
+
+_HOMES = ("torch.nn.modules.activation", "transformers.activations")
+
+
+def _no_module(cls: type) -> TypeError:
+    return TypeError(
         f"no activation for the module {cls.__name__}: expected one of torch.nn's or transformers' own activations, such as "
         "nn.GELU(); your own is one block: see epilogue.activation."
     )
@@ -145,8 +171,10 @@ def _with_keywords(entry: Activation, keywords: dict[str, Any]) -> tuple[Activat
     return entry, params
 
 
-def resolve_call(op: str, spec: Any, params: dict[str, Any], gated: bool) -> tuple[Activation, tuple]:
+def resolve_call(op: Callable[..., Any], spec: Any, params: Mapping[str, Any], gated: bool) -> tuple[Activation, tuple]:
     """(the activation that a user means by `spec` and `params` in a call of `op`, its parameters' values in order).
+
+    op: the public function, or the module's class.
 
     ValueError for a pair or gated variant where `op` is not gated, TypeError for a parameter given twice.
     """
@@ -159,19 +187,25 @@ def resolve_call(op: str, spec: Any, params: dict[str, Any], gated: bool) -> tup
         check_first(act.base.name)
     if act.arity == 2 and not gated:
         raise ValueError(
-            f"{op}: {act.name!r} takes two operands; use epilogue.glu or epilogue.gated_mlp (FusedGLU, FusedGatedMLP), "
+            f"{op.__name__}: {act.name!r} takes two operands; use epilogue.glu or epilogue.gated_mlp (FusedGLU, FusedGatedMLP), "
             "or one of the elementwise activations here"
         )
     twice = [name for name in params if name in fixed]
     if twice:
-        raise TypeError(f"{op}: {twice[0]!r} is given twice, by activation={spec!r} and as a keyword; give it once")
-    if params or act.params:
-        return bind_params(act.base, {**fixed, **params})
+        raise TypeError(
+            f"{op.__name__}: {twice[0]!r} is given twice, by activation={spec!r} and as a keyword; give it once"
+        )
+    if params or fixed or act.params:
+        return bind_params(act.base, {**fixed, **params}, op)
     return act, ()
 
 
-def bind_params(entry: Activation, params: Mapping[str, Any]) -> tuple[Activation, tuple]:
+def bind_params(
+    entry: Activation, params: Mapping[str, Any], op: Callable[..., Any] | None = None
+) -> tuple[Activation, tuple]:
     """(entry, parameter values in the formula's order): floats, or tensors where the parameter is learnable.
+
+    op: the function or class that was called with these keywords, which may be meant for its own arguments.
 
     TypeError for an unknown or a missing parameter, and for a value that the parameter cannot have.
     """
@@ -180,14 +214,22 @@ def bind_params(entry: Activation, params: Mapping[str, Any]) -> tuple[Activatio
     entry, params = _with_keywords(entry, dict(params))
     unknown = [name for name in params if name not in entry.params]
     if unknown:
-        takes = ", ".join(entry.params) or "none"
-        raise TypeError(f"{entry.name} has no parameter {unknown[0]!r}; its parameters: {takes}")
+        raise TypeError(_unknown_keyword(entry, unknown[0], op))
     values = tuple(_param_value(entry, name, params.get(name, default)) for name, default in entry.params.items())
     if entry.requires and all(isinstance(value, float) for value in values):
         predicate, statement = entry.requires
         if not predicate(*values):
             raise ValueError(f"{entry.name} needs {statement}; got {dict(zip(entry.params, values, strict=True))}")
     return entry, values
+
+
+def _unknown_keyword(entry: Activation, name: str, op: Callable[..., Any] | None) -> str:
+    arguments = inspect.signature(op).parameters.values() if op else ()
+    names = [argument.name for argument in arguments if argument.kind is not argument.VAR_KEYWORD]
+    close = difflib.get_close_matches(name, [*names, *entry.params], n=1)
+    if close:
+        return f"{op.__name__ if op else entry.name}: unknown keyword {name!r}; did you mean {close[0]}?"
+    return f"{entry.name} has no parameter {name!r}; its parameters: {', '.join(entry.params) or 'none'}"
 
 
 def _param_value(entry: Activation, name: str, value: Any) -> Any:
@@ -213,7 +255,7 @@ def _param_value(entry: Activation, name: str, value: Any) -> Any:
     return number
 
 
-def check(activation: Any, **params: float) -> Report:
+def check(activation: "ActivationLike", **params: float) -> Report:
     """Check that an activation is one function everywhere, in float64.
 
     Its derivatives, given or derived, are compared with central differences of its formula; where torch is imported, the formula with the

@@ -9,46 +9,48 @@ form. Gradients are computed from the inputs alone: nothing is kept between the 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from .catalogue import Activation
+from .typing import Array, NamedTuple
 
 Pair = tuple[Any, Any]
+Layout = TypeVar("Layout")
 
 
-class LinearGrads(NamedTuple):
+class LinearGrads(NamedTuple, Generic[Array, Layout]):
     """Gradients of `linear` and `glu`, in the order and layout of their arguments; `params` has those of the learnable arrays."""
 
-    x: np.ndarray
-    weight: np.ndarray | Pair
-    bias: np.ndarray | Pair | None
-    params: dict[str, np.ndarray]
+    x: Array
+    weight: Layout
+    bias: Layout | None
+    params: dict[str, Array]
 
 
-class MLPGrads(NamedTuple):
+class MLPGrads(NamedTuple, Generic[Array]):
     """Gradients of `mlp`, in the order of its arguments."""
 
-    x: np.ndarray
-    up_weight: np.ndarray
-    down_weight: np.ndarray
-    up_bias: np.ndarray | None
-    down_bias: np.ndarray | None
-    params: dict[str, np.ndarray]
+    x: Array
+    up_weight: Array
+    down_weight: Array
+    up_bias: Array | None
+    down_bias: Array | None
+    params: dict[str, Array]
 
 
-class GatedMLPGrads(NamedTuple):
+class GatedMLPGrads(NamedTuple, Generic[Array]):
     """Gradients of `gated_mlp`, in the order of its arguments."""
 
-    x: np.ndarray
-    gate_weight: np.ndarray
-    up_weight: np.ndarray | None
-    down_weight: np.ndarray
-    gate_bias: np.ndarray | None
-    up_bias: np.ndarray | None
-    down_bias: np.ndarray | None
-    params: dict[str, np.ndarray]
+    x: Array
+    gate_weight: Array
+    up_weight: Array | None
+    down_weight: Array
+    gate_bias: Array | None
+    up_bias: Array | None
+    down_bias: Array | None
+    params: dict[str, Array]
 
 
 def _quiet(operation: Callable) -> Callable:

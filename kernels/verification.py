@@ -1,6 +1,5 @@
 """The check that an activation is one function everywhere: its formula, its derivatives and its oracle against each other, in float64."""
 
-import inspect
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -80,7 +79,7 @@ check_first._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def numbers_of(act: Activation, values: tuple) -> tuple[float, ...]:
     """The parameters' values as numbers: an array's default stands for it."""
-    defaults = [0.75 if default is inspect.Parameter.empty else float(default) for default in act.params.values()]
+    defaults = [0.75 if isinstance(default, type) else float(default) for default in act.params.values()]
     return tuple(v if isinstance(v, float) else default for v, default in zip(values, defaults, strict=True))
 
 

@@ -1,13 +1,16 @@
 """The base of the fused modules: an activation and its parameters."""
 
 import inspect
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.types import Device
 
 from epilogue.lookup import resolve_call
+from epilogue.typing import ActivationLike
 
 
 class Activated(nn.Module):
@@ -20,13 +23,17 @@ class Activated(nn.Module):
     # Empty until the constructor's end: the resets within it must not write to tensors that the user gave.
     _initial: dict[str, Any] = {}  # noqa: RUF012
 
-    def __init__(self, activation: Any, params: dict[str, Any], bias: bool) -> None:
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor) -> Tensor: ...
+
+    def __init__(self, activation: ActivationLike, params: Mapping[str, float | Tensor], bias: bool) -> None:
         super().__init__()
         if not isinstance(bias, bool):
             raise TypeError(
                 f"{type(self).__name__}: bias must be True or False, got {bias!r}; an activation goes by keyword, activation=…"
             )
-        act, values = resolve_call(type(self).__name__, activation, params, self.Gated)
+        act, values = resolve_call(type(self), activation, params, self.Gated)
         self.activation = act
         self._numbers: dict[str, float] = {}
         for name, value in zip(act.params, values, strict=True):
@@ -37,7 +44,7 @@ class Activated(nn.Module):
             else:
                 self._numbers[name] = value
 
-    def _settle(self, activation: Any, device: Any, dtype: Any) -> None:
+    def _settle(self, activation: ActivationLike, device: Device, dtype: torch.dtype | None) -> None:
         """Note what `reset_activation` restores, and bring tensors to `device` and `dtype`; called at the end of a constructor.
 
         A tensor on the meta device holds no numbers: nn.PReLU's `init` stands for them, else the formula's default.

@@ -1,28 +1,56 @@
 """FusedMLP and FusedGatedMLP: the transformer's feed-forward blocks."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.types import Device
 
 from epilogue.checks import check_flag, check_probability
 from epilogue.eager import apply, recomputed
 from epilogue.functional import gated_mlp, mlp
+from epilogue.typing import ActivationLike
 
 from .activated import Activated
 from .plain import parameters_of
+from .surgery.blocks import Block, Unfit, block_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class FusedMLP(Activated):
     """dropout(act(x W₁ᵀ + b₁)) W₂ᵀ + b₂, as one operation (`epilogue.mlp`).
 
-    Children `up` and `down` are plain nn.Linear, made in this order, so seeds and state_dicts are those of the unfused block.
-    x [..., in_features] -> [..., out_features] (default: in_features). dropout: the share of hidden units dropped in training.
-    recompute: keep only x for backward, which repeats the up product. activation and its parameters as in `FusedLinear`.
+    The children `up` and `down` are plain nn.Linear, made in this order, so that the same seed gives the unfused block's weights. The keys
+    of a state_dict are `up.weight`, `up.bias`, `down.weight` and `down.bias`; another block's have to be renamed to these (nanoGPT's
+    `c_fc` to `up`, `c_proj` to `down`), or `from_module` takes the block itself over, with its parameters.
 
     If a child is more than a plain nn.Linear at the moment of the call (LoRA, quantised, hooked, parametrized, sharded), both are called as
     modules, and only the activation runs between them.
+
+    Args:
+        in_features: the size of x's last axis.
+        hidden_features: the number of hidden units.
+        out_features: the size of the result's last axis, by default in_features.
+        bias: whether the layers have one.
+        activation: as for `FusedLinear`.
+        dropout: the share of hidden units dropped in training mode, `module.train()`. The name is that of torch's TransformerEncoderLayer.
+        device: as nn.Linear's.
+        dtype: as nn.Linear's.
+        recompute: keep x alone for backward, which repeats the up product.
+        **params: as for `FusedLinear`.
+
+    Shape:
+        x [..., in_features] -> [..., out_features]
+
+    Raises:
+        ValueError, TypeError: as by `FusedLinear`.
+
+    Source:
+        Vaswani et al. 2017, arXiv:1706.03762.
     """
 
     def __init__(
@@ -31,12 +59,12 @@ class FusedMLP(Activated):
         hidden_features: int,
         out_features: int | None = None,
         bias: bool = True,
-        activation: Any = "gelu",
+        activation: ActivationLike = "gelu",
         dropout: float = 0.0,
-        device: Any = None,
-        dtype: Any = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         recompute: bool = False,
-        **params: Any,
+        **params: float | Tensor,
     ) -> None:
         super().__init__(activation, params, bias)
         out_features = in_features if out_features is None else out_features
@@ -47,7 +75,20 @@ class FusedMLP(Activated):
         self.down = nn.Linear(hidden_features, out_features, bias, device, dtype)
         self._settle(activation, device, dtype)
 
-    def reset_parameters(self) -> None:
+    @classmethod
+    def from_module(cls, module: nn.Module, *, recompute: bool = False) -> "Self":
+        """Make the block of an existing MLP, with which it shares layers, parameters and the activation's tensors.
+
+        Args:
+            module: an nn.Sequential, or a module whose forward `fuse` reads as one block: nanoGPT's, T5's, timm's.
+            recompute: as for the constructor.
+
+        Raises:
+            TypeError: it computes something else or more, or its weights cannot be shared; the message says what.
+        """
+        return _from_module(cls, module, recompute)
+
+    def reset_parameters(self: "FusedMLP | FusedGatedMLP") -> None:
         """Reset every child, in the order in which they were made, and set the activation's parameters as they were given."""
         for child in self.children():
             child.reset_parameters()  # type: ignore[operator]
@@ -63,15 +104,37 @@ class FusedMLP(Activated):
             )  # fmt: skip
         return _as_modules(self, lambda x: apply(self.activation, tuple(params.values()), up(x)), input)
 
-    def extra_repr(self) -> str:
+    def extra_repr(self: "FusedMLP | FusedGatedMLP") -> str:
         return f"{self.activation_repr()}, dropout={self.dropout:g}{', recompute=True' if self.recompute else ''}"
 
 
 class FusedGatedMLP(Activated):
     """dropout(act(x Gᵀ) ⊙ (x Uᵀ)) Dᵀ, as one operation (`epilogue.gated_mlp`): the block of Llama and its kin.
 
-    Children `gate`, `up`, `down` are plain nn.Linear, made in this order. Shapes, dropout and recompute are as in `FusedMLP`, as is what
-    happens if a child is more than a plain layer; activation as in `FusedGLU`.
+    The children `gate`, `up` and `down` are plain nn.Linear, made in this order. The keys of a state_dict are `gate.weight`, `up.weight`
+    and `down.weight`, and `.bias` of each. Llama's have to be renamed, `{key.replace("_proj", ""): value for key, value in
+    llama_mlp.state_dict().items()}`, or `from_module` takes the block itself over. What is not said here is as for `FusedMLP`.
+
+    Args:
+        in_features: as for `FusedMLP`.
+        hidden_features: as for `FusedMLP`.
+        out_features: as for `FusedMLP`.
+        bias: whether the layers have one.
+        activation: as for `FusedGLU`.
+        dropout: as for `FusedMLP`.
+        device: as nn.Linear's.
+        dtype: as nn.Linear's.
+        recompute: keep x alone for backward, which repeats the products of gate and up.
+        **params: as for `FusedLinear`.
+
+    Shape:
+        x [..., in_features] -> [..., out_features]
+
+    Raises:
+        ValueError, TypeError: as by `FusedLinear`.
+
+    Source:
+        Shazeer 2020, arXiv:2002.05202.
     """
 
     Gated = True
@@ -82,12 +145,12 @@ class FusedGatedMLP(Activated):
         hidden_features: int,
         out_features: int | None = None,
         bias: bool = False,
-        activation: Any = "silu",
+        activation: ActivationLike = "silu",
         dropout: float = 0.0,
-        device: Any = None,
-        dtype: Any = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         recompute: bool = False,
-        **params: Any,
+        **params: float | Tensor,
     ) -> None:
         super().__init__(activation, params, bias)
         out_features = in_features if out_features is None else out_features
@@ -98,6 +161,11 @@ class FusedGatedMLP(Activated):
         self.up = nn.Linear(in_features, hidden_features, bias, device, dtype)
         self.down = nn.Linear(hidden_features, out_features, bias, device, dtype)
         self._settle(activation, device, dtype)
+
+    @classmethod
+    def from_module(cls, module: nn.Module, *, recompute: bool = False) -> "Self":
+        """Make the block of an existing gated MLP, Llama's say, as `FusedMLP.from_module` does."""
+        return _from_module(cls, module, recompute)
 
     reset_parameters = FusedMLP.reset_parameters
 
@@ -112,6 +180,28 @@ class FusedGatedMLP(Activated):
         return _as_modules(self, lambda x: apply(self.activation.gated, tuple(params.values()), gate(x), up(x)), input)
 
     extra_repr = FusedMLP.extra_repr
+
+
+def _from_module(cls: Any, module: nn.Module, recompute: bool) -> Any:
+    def make(block: Block) -> nn.Module:
+        up, down, (entry, params, _) = block.layers["up"], block.layers["down"], block.activation
+        made = cls(
+            up.in_features, up.out_features, down.out_features, activation=entry, dropout=block.dropout, device="meta",
+            recompute=recompute, **params,
+        )  # fmt: skip
+        tensors = {name: value for name, value in params.items() if isinstance(value, Tensor)}
+        for name, held in {**block.layers, **tensors}.items():
+            setattr(made, name, held)
+        return made.train(module.training)
+
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{cls.__name__}.from_module: expected a torch.nn.Module, got {type(module).__name__}")
+    try:
+        return make(block_of(module, cls.Gated, make))
+    except Unfit as reason:
+        raise TypeError(
+            f"{cls.__name__}.from_module: no {cls.__name__} for this {type(module).__name__}: {reason}"
+        ) from None
 
 
 def _as_modules(block: "FusedMLP | FusedGatedMLP", hidden: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

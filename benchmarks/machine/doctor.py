@@ -205,7 +205,7 @@ def _error(operation: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Te
     """The largest error among y, dx, dw and db, each relative to its largest value; NaN where one is."""
     y = operation(x, weight, bias)
     results = [_exactly(result) for result in (y, *torch.autograd.grad(y, (x, weight, bias), dy))]
-    layer = [_exactly(operand) for operand in (x, weight, bias)]
+    layer: Any = [_exactly(operand) for operand in (x, weight, bias)]
     expected = (linear(*layer), *linear_backward(_exactly(dy), *layer)[:3])
     errors = [np.abs(got - exact).max() / np.abs(exact).max() for got, exact in zip(results, expected, strict=True)]
     return float(np.max(errors))

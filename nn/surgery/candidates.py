@@ -37,7 +37,7 @@ def _examined(path: str, module: nn.Module, verify: bool) -> tuple[list[Row], Pl
         if method.home is nn.Sequential:
             rows += _sequential(path, module)
         for found in method.found:
-            row = _site_row(path, module, method, found, verify)
+            row = site_row(path, module, method, found, verify)
             if row is not None:
                 rows.append(row)
     if not rows:
@@ -67,7 +67,7 @@ def _sequential(path: str, module: nn.Module) -> list[Row]:
     return [Row(path, "sequential", ", ".join(dict.fromkeys(acts)))] if acts else []
 
 
-def _site_row(path: str, module: nn.Module, method: Method, found: Found, verify: bool) -> Row | None:
+def site_row(path: str, module: nn.Module, method: Method, found: Found, verify: bool) -> Row | None:
     """Return the row of one site, with a reason if its trial failed; None if calls of this module do not use it."""
     if not _has_layers(module, method, found):
         return None

@@ -29,9 +29,9 @@ def difference(method: Method, found: Found, owner: Any) -> float:
     generator = torch.Generator("cpu").manual_seed(0)
     halves = 1 if found.site.gated in ("", "pair") else 2
     layers = {
-        "up": _layer(FEATURES, HIDDEN * halves, generator),
-        "gate": _layer(FEATURES, HIDDEN, generator),
-        "down": _layer(HIDDEN, OUT, generator),
+        "up": small_layer(FEATURES, HIDDEN * halves, generator),
+        "gate": small_layer(FEATURES, HIDDEN, generator),
+        "down": small_layer(HIDDEN, OUT, generator),
     }
     x = torch.randn(5, FEATURES, generator=generator, dtype=torch.float64, device="cpu")
     try:
@@ -61,7 +61,8 @@ def _compared(method: Method, found: Found, owner: Any, layers: dict[str, Any], 
     act = found.slots["act"]
     if found.site.entry is None:
         callee, keywords = (act.args[0], act.keywords) if isinstance(act, ast.Call) else (act, [])
-        function = _activation(roles.value(callee))
+        held = roles.value(callee)
+        function = twin_of(held, {}) if isinstance(held, nn.Module) else held
         numbers: dict[Any, Any] = {keyword.arg: _number(roles, keyword, function) for keyword in keywords}
         given["act"] = functools.partial(function, **numbers) if numbers else function
         places += [(callee, function), *((keyword.value, numbers[keyword.arg]) for keyword in keywords)]
@@ -86,8 +87,8 @@ def _compared(method: Method, found: Found, owner: Any, layers: dict[str, Any], 
     definition = changed(method.definition, args=arguments, body=replaced(body, names))
     expression = rebuilt(definition, method.inner, known)
     slots = [given.get(name) for name in ("act", "up", "gate", "down", "dropout")]
-    expected, actual = _called(expression, x), _called(lambda x: found.site(x, *slots, *must), x)  # type: ignore[arg-type]
-    return max(map(_difference, actual, expected))
+    expected, actual = called(expression, x), called(lambda x: found.site(x, *slots, *must), x)  # type: ignore[arg-type]
+    return max(map(relative, actual, expected))
 
 
 def _number(roles: Roles, keyword: ast.keyword, function: Any) -> Any:
@@ -99,7 +100,7 @@ def _number(roles: Roles, keyword: ast.keyword, function: Any) -> Any:
         return known.entry.params[keyword.arg]
 
 
-def _called(function: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+def called(function: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return (result, gradient of x). Every call draws the same numbers for dropout."""
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -108,7 +109,7 @@ def _called(function: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         return y.detach(), torch.autograd.grad(y.sum(), x)[0]
 
 
-def _layer(features: int, out: int, generator: torch.Generator) -> nn.Linear:
+def small_layer(features: int, out: int, generator: torch.Generator) -> nn.Linear:
     layer = nn.Linear(features, out, dtype=torch.float64, device="meta").to_empty(device="cpu")  # which draws nothing
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -116,17 +117,16 @@ def _layer(features: int, out: int, generator: torch.Generator) -> nn.Linear:
     return layer
 
 
-def _activation(held: Any) -> Any:
-    """Return a copy in float64 without hooks: the user expects these to run in calls of the model alone."""
-    if not isinstance(held, nn.Module):
-        return held
-    twin = copy.deepcopy(held).to("cpu", torch.float64)
-    for hooks in (twin._forward_hooks, twin._forward_pre_hooks, twin._backward_hooks, twin._backward_pre_hooks):
-        hooks.clear()
+def twin_of(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Return a copy in float64 without hooks: the user expects these to run in calls of the model alone. memo: id -> what stands for it."""
+    twin = copy.deepcopy(module, memo).to("cpu", torch.float64)
+    for inner in twin.modules():
+        for hooks in (inner._forward_hooks, inner._forward_pre_hooks, inner._backward_hooks, inner._backward_pre_hooks):
+            hooks.clear()
     return twin
 
 
-def _difference(actual: Tensor, expected: Tensor) -> float:
+def relative(actual: Tensor, expected: Tensor) -> float:
     """Return the largest difference relative to the largest finite value expected; inf where only one of the two is finite."""
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         return float("inf")

@@ -1,15 +1,18 @@
 """What the operations say to arguments that do not fit: what was given, what was expected, what to do."""
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import epilogue
 from checks import OPS, arguments, each
 from epilogue import gated_mlp, glu, linear, mlp
+from epilogue.nn import FusedGLU, FusedMLP
 
 X, W, B = torch.ones(4, 5), torch.ones(6, 5), torch.ones(6)
 UP, DOWN = torch.ones(6, 5), torch.ones(3, 6)
@@ -21,6 +24,20 @@ TYPE_ERRORS = [
     (lambda: linear(X, W, activation=lambda x: x), "must be a name … got <function"),
     (lambda: linear(X, W, activation=nn.Softmax(-1)), "Softmax … nn.GELU()"),
     (lambda: linear(X, W, alpha=2.0), "gelu has no parameter 'alpha' … none"),
+    (lambda: linear(X, W, activatoin="relu"), "linear: unknown keyword 'activatoin'; did you mean activation?"),
+    (lambda: linear(X, W, activation="leaky_relu", negativ_slope=0.2), "linear … mean negative_slope?"),
+    (lambda: linear(X, W, param=0.1), "gelu has no parameter 'param'"),
+    (lambda: linear(X, W, dropout=0.1), "gelu has no parameter 'dropout'"),
+    (lambda: mlp(X, UP, DOWN, dropout=0.1), "mlp: unknown keyword 'dropout'; did you mean dropout_p?"),
+    (lambda: gated_mlp(*GATED, gate_wieght=UP), "gated_mlp … mean gate_weight?"),
+    (lambda: FusedMLP(5, 6, dropout_p=0.1), "FusedMLP: unknown keyword 'dropout_p'; did you mean dropout?"),
+    (lambda: FusedGLU(5, 6, activatoin="relu"), "FusedGLU … did you mean activation?"),
+    (lambda: epilogue.linear_backward(NX, NX, NW, wieght=NW), "linear_backward … mean weight?"),
+    (
+        lambda: epilogue.explain("mlp", 8, 8, 8, dropout_p=0.1, gpu="H100"),
+        "explain … 'dropout_p'; did you mean dropout?",
+    ),
+    (lambda: linear(X, W, activation=partial(F.gelu, aproximate="tanh")), "no parameter 'aproximate'"),
     (lambda: linear(X, W, activation="threshold", value=1.0), "needs the parameter 'threshold'"),
     (
         lambda: linear(X, W, activation=nn.LeakyReLU(0.3), negative_slope=0.1),

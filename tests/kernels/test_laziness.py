@@ -48,6 +48,33 @@ def test_import_brings_nothing_heavy(tmp_path):
     )
 
 
+def test_import_is_quick(tmp_path):
+    """The best of three, without NumPy's own time."""
+    python(
+        """
+        import subprocess, sys
+        code = "import time, numpy; start = time.perf_counter(); import epilogue; print(time.perf_counter() - start)"
+        times = [float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(3)]
+        assert min(times) < 0.1, times
+        """,
+        tmp_path,
+    )
+
+
+def test_dir_is_the_public_face_and_imports_nothing(tmp_path):
+    python(
+        """
+        import sys
+        import epilogue
+        assert {*dir(epilogue)} == {*epilogue.__all__, "__version__", "fuse", "nn", "unfuse"}
+        assert "torch" not in sys.modules
+        assert epilogue.fuse is epilogue.nn.fuse and epilogue.unfuse is epilogue.nn.unfuse
+        assert all(hasattr(epilogue, name) for name in dir(epilogue))
+        """,
+        tmp_path,
+    )
+
+
 def test_torch_on_the_cpu_works_without_triton_and_cupy(tmp_path):
     python(
         """

@@ -164,6 +164,12 @@ def test_partials(spec, name, params):
     assert resolve(spec) == (ACTIVATIONS[name], params)
 
 
+@pytest.mark.parametrize("cls", [nn.GELU, nn.LeakyReLU, nn.Hardtanh, nn.Identity, nn.GLU])
+def test_a_class_is_its_instance_without_arguments(cls):
+    assert resolve(cls) == resolve(cls())
+    assert resolve(partial(nn.LeakyReLU, negative_slope=0.2))[1] == {"negative_slope": 0.2}
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [("gelo", "'gelu'"), ("swigul", "'swiglu'"), ("leaky", "'leaky_relu'"), ("hardswich", "'hardswish'")],
@@ -201,7 +207,11 @@ class Loud(nn.GELU):
         (torch.heaviside, "heaviside"),
         (partial(F.leaky_relu, None, 0.2), "fixes positional arguments"),
         (3, "got 3"),
-        (nn.GELU, "got <class"),
+        (nn.Linear, "no activation for the module Linear"),
+        (nn.RReLU, "no activation for the module RReLU"),
+        (Loud, "no activation for the module Loud"),
+        (nn.Threshold, r"the class Threshold needs arguments: pass an instance, Threshold\(…\)"),
+        (int, "got <class 'int'>"),
     ],
 )
 def test_what_is_no_activation(spec, message):

@@ -226,7 +226,7 @@ def test_a_prelu_of_channels_is_none_of_ours():
     ],
 )
 def test_what_is_not_finite_is_no_agreement(actual, expected, difference):
-    assert trial._difference(torch.tensor(actual), torch.tensor(expected)) == difference
+    assert trial.relative(torch.tensor(actual), torch.tensor(expected)) == difference
 
 
 def test_a_layer_of_zeros_hides_nothing():

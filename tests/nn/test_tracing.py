@@ -44,6 +44,18 @@ def test_fx_records_the_activation_and_its_parameters(activation, device):
     torch.testing.assert_close(graph(x), module(x))
 
 
+def test_a_class_of_activations_is_traced(device):
+    """nn.GELU in place of nn.GELU()."""
+    x, weight = torch.randn(4, 8, device=device), torch.randn(8, 8, device=device)
+    compiled = torch.compile(
+        lambda x: epilogue.linear(x, weight, activation=nn.LeakyReLU), fullgraph=True, backend="eager"
+    )
+    torch.testing.assert_close(compiled(x), epilogue.linear(x, weight, activation="leaky_relu"))
+    module = FusedMLP(8, 8, activation=nn.PReLU, device=device)
+    assert isinstance(module.slope, nn.Parameter)
+    assert torch.fx.symbolic_trace(module)(x).shape == x.shape
+
+
 def test_fx_records_the_mlps_operations(device):
     class Block(nn.Module):
         def __init__(self):
