@@ -27,7 +27,7 @@ def main(model: str, interpret: bool, steps: int | None, out: Path, device: str 
     ran, refusal = backend(training.fused.model)
     print(summary(training, ran))
     if refusal and place.type == "cpu":
-        print("On a CPU epilogue's layers are plain torch operations too, so nothing differs. The kernels come now.")
+        print("On a CPU epilogue's layers are plain torch operations too, so nothing differs yet.")
 
     print("\n2. One step through the GPU kernels, held against the same step in float64", flush=True)
     broken = training.broken
@@ -38,7 +38,7 @@ def main(model: str, interpret: bool, steps: int | None, out: Path, device: str 
         step = f"it failed: {str(error).splitlines()[-1]}"
         broken.append(f"the step through the kernels:\n{error}")
     if isinstance(step, str):
-        print(f"Not here: {step}.")
+        print(f"Not here: {step}. On Linux Triton's interpreter runs it, and on any system an NVIDIA GPU.")
     else:
         print(f"{step.ran}; {step.batch}, float32")
         print(kernel_step.summary(step))

@@ -102,7 +102,7 @@ def test_what_is_printed_and_drawn(tmp_path, capsys):
         "BertForMaskedLM",
         "bert.encoder.layer.0…1.intermediate",
         "largest loss difference",
-        "Not here: no kernel.",
+        "Not here: no kernel. On Linux",
         "linear 768 -> 3072, gelu",
     ):
         assert row in printed
