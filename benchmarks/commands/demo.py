@@ -48,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
         need_triton("demo --interpret")
         if os.environ.get("TRITON_INTERPRET") != "1":
             restart_interpreted("demo --interpret", args.argv)
+    # The peak of memory is read from torch's profiler, which would speak of itself in between.
+    os.environ.update(KINETO_LOG_LEVEL="99", TORCH_CPP_LOG_LEVEL="ERROR")
     from epilogue.benchmarks.train import demo
 
     return demo.main(args.model, args.interpret, args.steps, args.out, args.device, args.gpu)

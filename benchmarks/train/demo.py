@@ -10,37 +10,35 @@ from epilogue.benchmarks.train.picture import draw
 from epilogue.benchmarks.train.side_by_side import Training, backend, summary
 
 
-def main(
-    model: str, interpret: bool, steps: int | None, out: Path, device_name: str | None, gpu: str | None = None
-) -> int:
+def main(model: str, interpret: bool, steps: int | None, out: Path, device: str | None, gpu: str | None = None) -> int:
     """Train, print, draw; 1 where a promise is broken. model: "digits", or one of demo_models'; gpu: the one to predict for."""
     here = torch.cuda.is_available()
-    if device_name == "cuda" and not here:
+    if device == "cuda" and not here:
         raise SystemExit("epilogue demo: torch finds no GPU here (`epilogue doctor` says why); leave out --device")
     try:
         predicted = prediction.predict(model, gpu or (None if here else "H100"))
     except ValueError as error:
         raise SystemExit(f"epilogue demo: {str(error).removeprefix('explain: ')}") from error
-    device = torch.device(device_name or ("cuda" if here and not interpret else "cpu"))
+    place = torch.device(device or ("cuda" if here and not interpret else "cpu"))
     torch.set_num_threads(1)  # with matrices this small threads only wait for one another, on a busy machine for long
 
     print("1. The same training twice, from the same weights on the same batches")
-    training = _train(model, device, interpret, steps)
+    training = _train(model, place, interpret, steps)
     ran, refusal = backend(training.fused.model)
     print(summary(training, ran))
-    if refusal and device.type == "cpu":
-        print("On a CPU epilogue's layers are plain torch operations too, so nothing differs. The kernels come now.")
+    if refusal and place.type == "cpu":
+        print("On a CPU epilogue's layers are plain torch operations too, so nothing differs yet.")
 
     print("\n2. One step through the GPU kernels, held against the same step in float64", flush=True)
     broken = training.broken
     step: KernelStep | str
     try:
-        step = kernel_step.run(model, device, interpret)
+        step = kernel_step.run(model, place, interpret)
     except RuntimeError as error:
         step = f"it failed: {str(error).splitlines()[-1]}"
         broken.append(f"the step through the kernels:\n{error}")
     if isinstance(step, str):
-        print(f"Not here: {step}.")
+        print(f"Not here: {step}. On Linux Triton's interpreter runs it, and on any system an NVIDIA GPU.")
     else:
         print(f"{step.ran}; {step.batch}, float32")
         print(kernel_step.summary(step))

@@ -135,18 +135,25 @@ def run(model: str, device: torch.device, interpret: bool) -> KernelStep | str:
     if refusal:
         return refusal
     environment = {**os.environ, "TRITON_INTERPRET": "1", "EPILOGUE_BACKEND": "triton", "PYTHONSAFEPATH": "1"}
-    command = [sys.executable, "-c", f"from epilogue.benchmarks.train import kernel_step; kernel_step.show({model!r})"]
+    command = [
+        sys.executable,
+        "-c",
+        f"from epilogue.benchmarks.train import kernel_step; kernel_step.show({model!r}, {interpret})",
+    ]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(result.stderr.strip())
-    ran, batch, *sides = json.loads(result.stdout.splitlines()[-1])
+    found = json.loads(result.stdout.splitlines()[-1])
+    if isinstance(found, str):
+        return found
+    ran, batch, *sides = found
     return KernelStep(ran, batch, *(Side(*side) for side in sides))
 
 
-def show(model: str) -> None:
+def show(model: str, interpret: bool) -> None:
     """Print what `run`'s other process measured, as JSON."""
     torch.set_num_threads(1)
-    print(json.dumps(measured(case_of(model, torch.device("cpu"), interpret=False))))
+    print(json.dumps(measured(case_of(model, torch.device("cpu"), interpret))))
 
 
 def broken(step: KernelStep) -> list[str]:

@@ -3,6 +3,8 @@
 import importlib.metadata
 import importlib.util
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -140,11 +142,107 @@ def test_which_interpreters_work(triton, numpy, works, monkeypatch):
     assert (interpreter_refusal() is None) == works
 
 
+def without(module, *arguments, cwd):
+    """The command in a Python that lacks the module."""
+    call = f"sys.modules[{module!r}] = None; from epilogue.benchmarks import cli; sys.exit(cli.main({arguments!r}))"
+    return run("-c", f"import sys; {call}", cwd=cwd)
+
+
 def test_doctor_speaks_without_torch(tmp_path):
-    hide = (
-        "import sys; sys.modules['torch'] = None; from epilogue.benchmarks import cli; sys.exit(cli.main(['doctor']))"
-    )
-    result = run("-c", hide, cwd=tmp_path)
+    result = without("torch", "doctor", cwd=tmp_path)
     assert result.returncode == 1
     assert "torch     not installed" in result.stdout
-    assert "NumPy arrays alone" in result.stdout
+    assert "FAILED: torch is not installed; pip install torch. Until then epilogue serves NumPy arrays" in result.stdout
+    assert result.stderr == ""
+
+
+def test_doctor_speaks_without_triton(tmp_path):
+    result = without("triton", "doctor", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "triton    not installed" in result.stdout
+    assert re.search("torch.Tensor, CPU, float32 +plain torch operations +triton is not installed", result.stdout)
+
+
+def test_a_backend_that_does_not_exist(tmp_path, monkeypatch):
+    """Doctor says it, and all the rest too; other commands say it in place of a traceback."""
+    monkeypatch.setenv("EPILOGUE_BACKEND", "cupi")
+    message = "EPILOGUE_BACKEND must be one of triton, cupy, eager; got 'cupi'"
+    result = run("-m", "epilogue", "doctor", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (1, "")
+    assert result.stdout.startswith(f"FAILED: {message}. Without that variable:\n\npackage")
+    assert "numpy.ndarray" in result.stdout
+    result = run("-m", "epilogue", "host-cost", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == f"epilogue: {message}; `epilogue doctor` says what runs here\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bench", "--report", "absent"], "epilogue bench: absent is not there"),
+        (["bench", "--report", "file.json"], "epilogue bench: file.json is a file; give the folder that it is in"),
+        (["bench", "--report", "."], "epilogue bench: . holds no result, no file called bench-*.json, "),
+        (["fuse-report", "nope"], "epilogue fuse-report: nope is neither a .json file nor module:function"),
+        (["fuse-report", "nope:"], "epilogue fuse-report: nope: is neither"),
+        (["fuse-report", "nope.json"], "epilogue fuse-report: there is no file nope.json"),
+    ],
+)
+def test_nothing_to_report_is_said_before_torch_is_imported(arguments, message, tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.json").touch()
+    monkeypatch.delitem(sys.modules, "epilogue.benchmarks.bench.report", raising=False)
+    monkeypatch.delitem(sys.modules, "epilogue.benchmarks.offline.fuse_report", raising=False)
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        cli.main(arguments)
+    assert not {"epilogue.benchmarks.bench.report", "epilogue.benchmarks.offline.fuse_report"} & {*sys.modules}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_is_a_script_of_the_shell(shell, capsys):
+    pytest.importorskip("shtab")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--print-completion", shell])
+    assert stopped.value.code in (None, 0)
+    script = capsys.readouterr().out
+    assert all(command in script for command in cli.COMMANDS)
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=script, text=True, check=True)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [("epilogue de", "demo"), ("epilogue demo --model l", "llama"), ("epilogue fuse-report con", "config.json")],
+)
+def test_bash_completes(words, completed, tmp_path, capsys):
+    pytest.importorskip("shtab")
+    (tmp_path / "config.json").touch()
+    with pytest.raises(SystemExit):
+        cli.main(["--print-completion", "bash"])
+    script = f"""{capsys.readouterr().out}
+        COMP_WORDS=({words}) COMP_CWORD=$(( ${{#COMP_WORDS[@]}} - 1 ))
+        function=$(complete -p epilogue | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+        $function epilogue "${{COMP_WORDS[-1]}}" "${{COMP_WORDS[-2]}}"
+        echo "${{COMPREPLY[@]}}"
+    """
+    result = subprocess.run(["bash"], input=script, text=True, cwd=tmp_path, capture_output=True, check=True)
+    assert result.stdout.split() == [completed]
+
+
+def test_completion_without_shtab(lacks):
+    lacks("shtab")
+    with pytest.raises(SystemExit, match=r'--print-completion: shtab not installed; pip install "epilogue\[bench\]"'):
+        cli.main(["--print-completion", "bash"])
+
+
+def test_a_line_is_out_as_soon_as_it_is_printed(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    code = """
+import os
+from epilogue.benchmarks import cli
+cli.COMMANDS["doctor"].run = lambda args: print("one") or os._exit(0)  # without what is in a buffer
+cli.main(["doctor"])
+"""
+    assert run("-c", code, cwd=tmp_path).stdout == "one\n"

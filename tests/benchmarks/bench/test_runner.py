@@ -183,6 +183,7 @@ def test_the_minutes_are_the_suites_or_the_callers(monkeypatch):
 
 def test_the_report_is_asked_for(monkeypatch, tmp_path):
     calls = []
+    (tmp_path / "bench-smoke.json").touch()
     monkeypatch.setattr(report, "main", lambda *arguments: calls.append(arguments) or 3)
     monkeypatch.setattr(runner, "main", lambda name, ops, directory, seconds: 0)
     assert cli.main(["bench", "--report", str(tmp_path), "--readme", "README.md"]) == 3

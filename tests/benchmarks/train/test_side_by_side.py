@@ -38,7 +38,6 @@ def test_the_same_weights_train_alike_with_dropout():
     assert (stock.name, fused.name) == ("stock", "fused")
     assert stock.losses == fused.losses
     assert len(set(stock.losses)) == len(fused.seconds) == 4
-    assert stock.kept == fused.kept > 0
 
 
 def test_curves_that_are_apart():
@@ -64,12 +63,10 @@ def test_backend_tells_the_refusal(served, said, monkeypatch):
 
 
 @pytest.mark.parametrize("accuracy", [None, 0.5])
-def test_summary_and_picture(accuracy, tmp_path):
+def test_summary(accuracy):
     shown = side_by_side.summary(training(accuracy), "some backend")
     assert shown.splitlines()[0].split() == ["stock", "fused"]
     assert "2.0000 to 1.2500" in shown
     assert "2.5e-01 (allowed: 5e-01)" in shown
     assert shown.count("2.00 ms") == 2
     assert ("held-out digits right" in shown) == (accuracy is not None)
-    side_by_side.draw(training(accuracy), "some backend", tmp_path / "new" / "curves.png")
-    assert (tmp_path / "new" / "curves.png").read_bytes().startswith(b"\x89PNG")
