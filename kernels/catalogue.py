@@ -316,6 +316,7 @@ def activation(
     Value and derivatives are checked in float64 when the activation is first used (`epilogue.check`).
 
     Args:
+        formula: the function. Without it, as in `@epilogue.activation(oracle=…)`, the decorator is returned.
         oracle: torch's own version, `oracle(F, x, *params)` with F = torch.nn.functional. Tensors that no kernel serves run it, and the
             formula is checked against it. Without one the formula itself runs on tensors, and each parameter may be a tensor that learns.
         aliases: further names.
@@ -325,7 +326,7 @@ def activation(
         variant_of: ("gelu", "approximate", "tanh") makes `gelu` with that keyword mean this entry.
 
     Returns:
-        The entry, which stands in the catalogue under the function's name. The same definition run again, as in a notebook, replaces it.
+        The `Activation`, which stands in the catalogue under the function's name. The same definition run again, as in a notebook, replaces it.
 
     Raises:
         ValueError: for what is no formula, with its line and column; for a name that is taken.
@@ -374,6 +375,7 @@ def derivative_of(
     """Decorator that registers a function as a derivative of `entry`, in place of the one that follows from its formula.
 
     Args:
+        entry: the activation.
         wrt: the operand or parameter (default: the first operand). A parameter with a derivative is learnable.
         output: True if the formula is written in y, not x, or a predicate of the parameters that says when y determines the derivative,
             also after rounding to 16 bits. Backward then keeps y alone.

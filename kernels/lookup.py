@@ -263,7 +263,7 @@ def check(activation: "ActivationLike", **params: float) -> Report:
 
     Args:
         activation: anything that `epilogue.resolve` takes.
-        params: its parameters, numbers. Those left out have their defaults.
+        **params: its parameters, numbers. Those left out have their defaults.
 
     Returns:
         A report, true if every comparison holds to 1e-6 of 1 + |expected|. Printed, it lists them with their worst points.

@@ -69,6 +69,8 @@ def catalogue() -> str:
 
 def kept(entry: Activation, values: tuple) -> str:
     """What a layer keeps beside x, and what an MLP keeps where that is something else."""
+    if entry.name == "identity":
+        return "as torch.nn"  # whose product is left as it is
     words = {"input": "z", "output": "y", "sign": "1 bit"}
     layer = words[saving.kept_by_layer(entry, values, False)]
     mlp = words[saving.kept_by_mlp(entry, values, False, False, True, True)]

@@ -18,7 +18,8 @@ def test_a_docstring_names_each_argument(thing):
     parameters = inspect.signature(thing).parameters.values()
     names = ["**" * (p.kind is p.VAR_KEYWORD) + p.name for p in parameters]
     named = re.findall(r"^    ([\w*, ]+):", section, re.MULTILINE)
-    assert [name for line in named for name in line.split(", ")] == names
+    named = [name for line in named for name in line.split(", ")]
+    assert named == names[: len(named) if "All other arguments are those of" in section else None]
 
 
 @pytest.mark.parametrize("name", ["backend", "explain", "resolve", "fuse", "unfuse"])
