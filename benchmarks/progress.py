@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from epilogue.benchmarks.report import counted
+
 T = TypeVar("T")
 
 QUIET = 5.0
@@ -16,7 +18,8 @@ def progress(
 ) -> Iterator[T]:
     """Yield the items, and show on stderr how far they are.
 
-    Where stderr is no terminal: with a name, a line before each item; else a line after an item whenever the last one is QUIET seconds old.
+    Where stderr is no terminal: with a name, a line before each item; else a line before the first, and one after an item whenever the last
+    line is QUIET seconds old.
     """
     if sys.stderr.isatty():
         from tqdm import tqdm
@@ -27,6 +30,8 @@ def progress(
                     bar.set_postfix_str(name(item))
                 yield item
         return
+    if name is None:
+        say(f"{what}: {counted(total, unit)}")
     start = last = time.monotonic()
     for number, item in enumerate(items, 1):
         if name:

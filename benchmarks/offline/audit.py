@@ -171,7 +171,7 @@ def measure_all(jobs: Sequence[tuple[KernelCase, str]]) -> list[KernelRow]:
     spawn = multiprocessing.get_context("spawn")  # torch has threads, which a fork would not survive
     with ProcessPoolExecutor(mp_context=spawn, initializer=_quiet) as pool:
         compiled = zip(groups.values(), pool.map(_measure_group, groups.values()), strict=True)
-        for group, found in progress(compiled, "compiling", len(groups), "activation"):
+        for group, found in progress(compiled, "compiling the kernels", len(groups), "group"):
             rows.update(zip(group, found, strict=True))
     return [rows[job] for job in jobs]
 

@@ -17,7 +17,7 @@ def main(model: str, interpret: bool, steps: int | None, out: Path, device: str 
         raise SystemExit("epilogue demo: torch finds no GPU here (`epilogue doctor` says why); leave out --device")
     try:
         predicted = prediction.predict(model, gpu or (None if here else "H100"))
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # no such GPU; the backend that the environment chose cannot run
         raise SystemExit(f"epilogue demo: {str(error).removeprefix('explain: ')}") from error
     place = torch.device(device or ("cuda" if here and not interpret else "cpu"))
     torch.set_num_threads(1)  # with matrices this small threads only wait for one another, on a busy machine for long

@@ -19,6 +19,7 @@ def test_others_get_a_line_every_few_seconds(monkeypatch, capsys):
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
     assert list(progress.progress(range(7), "training", 7, "step")) == [*range(7)]
     assert capsys.readouterr().err.splitlines() == [
+        "training: 7 steps",
         "training: step 3 of 7, 6 s",
         "training: step 6 of 7, 12 s",
     ]
