@@ -326,7 +326,8 @@ def activation(
         variant_of: ("gelu", "approximate", "tanh") makes `gelu` with that keyword mean this entry.
 
     Returns:
-        The `Activation`, which stands in the catalogue under the function's name. The same definition run again, as in a notebook, replaces it.
+        The `Activation`, which stands in the catalogue under the function's name. The same definition run again, as in a notebook,
+        replaces it.
 
     Raises:
         ValueError: for what is no formula, with its line and column; for a name that is taken.

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,6 +60,8 @@ def check_first(name: str) -> None:
     with_torch = "torch" in sys.modules
     if _checked.get(act, -1) >= with_torch:
         return
+    from concurrent.futures import ThreadPoolExecutor  # not for an import of the package, which it would slow
+
     with ThreadPoolExecutor(1) as pool:  # torch's modes, which may be on in this thread, are not in another
         report = pool.submit(report_of, act, _defaults(act)).result()
     if not report:

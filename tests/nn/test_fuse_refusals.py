@@ -193,7 +193,7 @@ def test_the_report_groups_what_differs_in_numbers_alone():
         [*rows("0.experts.8", "0.experts.9", "1.experts.10", "1.mlp", reason="no"), *rows("2.mlp", reason="neither")],
     )
     assert str(report).splitlines() == [
-        "15 fused, 5 refused",
+        "would fuse 15, 5 refused",
         "module            count  pattern  activation  reason",
         "layers.0…11.mlp   12     gated    silu",
         "mlp               1      gated    silu",

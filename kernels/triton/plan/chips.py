@@ -27,6 +27,11 @@ class Machine(NamedTuple):
         """True if the chip has TMA."""
         return self.capability >= 90
 
+    @property
+    def halved(self) -> bool:
+        """True if its matrix units sum in float32 at half their rate."""
+        return "GeForce" in self.name
+
 
 CHIPS = {
     "A10": Machine("NVIDIA A10", 86, 72, 99 * 1024, 1.695, 600, 6 * 1024**2),  # 125 TFLOP/s

@@ -75,12 +75,17 @@ def unfused_time(problem: Problem, chip: Machine) -> float:
     return 2 * LAUNCH + _longer(cycles, operands + left, chip) + _longer(issue, passed, chip, PASS_STREAM_SHARE)
 
 
+def multiply_adds(chip: Machine) -> int:
+    """Multiply-adds per multiprocessor and cycle, for dense 16-bit operands that are summed in float32."""
+    return MULTIPLY_ADDS.get(chip.capability, 512) // (1 + chip.halved)
+
+
 def _product_cycles(problem: Problem, rows: int, columns: int, chip: Machine) -> float:
     """Cycles of a tile's loop over K at cuBLAS's rate."""
     if problem.precision == "ieee":
         rate: float = IEEE_MULTIPLY_ADDS.get(chip.capability, 128)
     else:
-        rate = MULTIPLY_ADDS.get(chip.capability, 512) * 2 // problem.dtype.itemsize * MATRIX_SHARE
+        rate = multiply_adds(chip) * 2 // problem.dtype.itemsize * MATRIX_SHARE
     loads = (rows + columns) * problem.dtype.itemsize / L2_WIDTH
     shorter, longer = sorted((rows * columns / rate, loads))
     return problem.k * (longer + shorter / 4)

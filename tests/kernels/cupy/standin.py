@@ -23,7 +23,9 @@ BEFORE = r"""
 // No header: each of the hundreds of builds would read thousands of lines.
 #define FUNCTION(name) extern "C" double name(double); extern "C" float name##f(float);
 FUNCTION(fabs) FUNCTION(exp) FUNCTION(expm1) FUNCTION(log) FUNCTION(log1p) FUNCTION(erfc) FUNCTION(sqrt) FUNCTION(tanh)
-FUNCTION(nearbyint)
+FUNCTION(nearbyint) FUNCTION(cos) FUNCTION(erf) FUNCTION(sin)
+static inline double rsqrt(double x) { return 1.0 / sqrt(x); }
+static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 extern "C" float ldexpf(float, int); extern "C" float exp2f(float); extern "C" float log2f(float);
 #define memcpy __builtin_memcpy
 #define __device__ static

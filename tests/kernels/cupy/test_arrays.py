@@ -10,7 +10,7 @@ import epilogue.cupy
 from checks import OPS, arguments, assert_accurate, each, keywords, leaves, unfused
 from epilogue import ACTIVATIONS
 from epilogue.cupy import epilogues
-from epilogue.vocabulary import exp
+from epilogue.vocabulary import cos, erf, exp, rsqrt, sin, softplus
 
 GPU = epilogue.cupy.missing() is None
 ml_dtypes = pytest.importorskip("ml_dtypes")
@@ -108,7 +108,8 @@ def test_sizes(op, rows, sizes, cupy, rng):
 def test_learnable(op, name, shape, dtype, cupy, rng):
     slope = (0.5 + rng.random(shape)).astype(DTYPES[dtype]) if shape else np.array(0.7, DTYPES[dtype])
     args, dy = draw(op, rng, dtype)
-    values = (slope, *list(ACTIVATIONS[name].params.values())[1:])
+    learned = len(ACTIVATIONS[name].learnable)
+    values = (*[slope] * learned, *list(ACTIVATIONS[name].params.values())[learned:])
     compare(cupy, op, args, abs(dy), ACTIVATIONS[name], values)  # a sum whose terms cancel would measure luck
 
 
@@ -227,12 +228,20 @@ def test_a_users_own_activation(cupy, rng, own_activations):
     scale = rng.random(29).astype(np.float32)
     compare(cupy, "linear", *draw("linear", rng, "float32"), bump, (scale, 0.25))
     compare(cupy, "glu", *draw("glu", rng, "float32"), bump, (1.5, scale))
-    args, dy = draw("linear", rng, "float32")
-    given = each(cupy.asarray, args)
-    with pytest.raises(ValueError, match=r"the gradient of one parameter; give all but one of \['scale', 'shift'\]"):
-        epilogue.linear_backward(
-            cupy.asarray(dy), **given, activation=bump, scale=cupy.asarray(scale), shift=cupy.asarray(scale)
-        )
+    args, dy = draw("gated_mlp", rng, "float32")
+    compare(cupy, "gated_mlp", args, abs(dy), bump, (scale, rng.random(1).astype(np.float32)))
+
+
+def test_a_formula_alone_with_two_arrays(cupy, rng, own_activations):
+    """Of the primitives that no built-in formula has."""
+
+    @epilogue.activation
+    def wave(x, scale=1.0, shift=0.5):
+        return erf(x) * cos(scale * x) + softplus(x) * sin(x + shift) * rsqrt(1.0 + x * x)
+
+    scale, shift = rng.random(29), rng.random(29)
+    for op in OPS:
+        compare(cupy, op, *draw(op, rng, "float64"), wave, (scale, shift))
 
 
 @pytest.mark.parametrize("op", OPS)

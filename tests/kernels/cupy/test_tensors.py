@@ -161,7 +161,9 @@ def test_sums_are_float32_by_cublaslt(device, rng, taken):
 def test_learnable(op, name, shape, device, rng):
     args, dy = draw(op, rng, torch.float16, device)
     slope = 0.5 + torch.rand(shape).to(device, torch.float16)
-    compare(op, args, dy.abs(), ACTIVATIONS[name], (slope, *list(ACTIVATIONS[name].params.values())[1:]))
+    learned = len(ACTIVATIONS[name].learnable)
+    values = (*[slope] * learned, *list(ACTIVATIONS[name].params.values())[learned:])
+    compare(op, args, dy.abs(), ACTIVATIONS[name], values)
 
 
 @pytest.mark.parametrize("wanted", [{"x"}, {"down_weight"}, {"x", "up_bias"}, {"up_weight"}])

@@ -17,13 +17,28 @@ from epilogue.triton.plan.chips import CHIPS, INTERPRETER, precision
 from epilogue.triton.plan.configs import TABLE, Config, shared_bytes
 from epilogue.triton.plan.cost import ALIKE, WEIGHTS, formula_cost
 from epilogue.triton.plan.dispatch import candidates, choose
-from epilogue.triton.plan.model import fused_time, unfused_time
+from epilogue.triton.plan.model import fused_time, multiply_adds, unfused_time
 from epilogue.triton.plan.problem import DACT, DROPPED, GLU, LINEAR, Problem
 from epilogue.unfused import library_fwd
 from epilogue.vocabulary import PRIMITIVES, exp
 from measured import products
 
 H200 = CHIPS["H200"]
+TFLOPS = {
+    "A10": 125, "A100": 312, "A100 PCIe": 312, "A100 40GB": 312, "L4": 121, "L40S": 362, "RTX 3090": 71, "RTX 4090": 165.2,
+    "RTX 5090": 209.5, "H100": 989, "H200": 989, "B200": 2250, "GB200": 2500,
+}  # fmt: skip
+"""Of the data sheets: dense bfloat16, summed in float32."""
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_the_chips_rate_is_its_data_sheets(name):
+    """Within a tenth: three of the chips' sheets count a lower clock than the highest."""
+    chip = CHIPS[name]
+    rate = 2 * multiply_adds(chip) * chip.processors * chip.clock / 1e3
+    assert rate == pytest.approx(TFLOPS[name], rel=0.1 if name in ("H100", "H200", "B200") else 0.02)
+
+
 GELU = Problem(LINEAR, 8192, 14336, 4096, torch.bfloat16, "tf32", True, "gelu", gated=False, keeps=True)
 SWIGLU_BACKWARD = GELU._replace(family=DACT, activation="silu", gated=True)
 IEEE = GELU._replace(dtype=torch.float32, precision="ieee", tma=False)

@@ -290,9 +290,9 @@ def test_registered_operators_pass_torchs_own_checks(device):
     """Schema, fake kernel, autograd registration and AOT dispatch, by torch.library.opcheck."""
     x, w, b, d = (torch.randn(size, device=device) for size in ((6, 16), (24, 16), (24,), (8, 24)))
     for keep in ("input", "output", "sign", "nothing"):
-        call = (x, w, None, b, None, None, None, "relu", [], -1, False, 0.0, keep, "triton")
+        call = (x, w, None, b, None, None, None, "relu", [], [], False, 0.0, keep, "triton")
         torch.library.opcheck(OPERATORS[0], call, test_utils=("test_schema", "test_faketensor"))
-        call = (x, w, None, b, None, None, d, None, None, "relu", [], -1, False, 0.0, keep, "triton")
+        call = (x, w, None, b, None, None, d, None, None, "relu", [], [], False, 0.0, keep, "triton")
         torch.library.opcheck(OPERATORS[1], call, test_utils=("test_schema", "test_faketensor"))
 
 

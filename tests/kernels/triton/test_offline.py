@@ -134,12 +134,12 @@ def test_a_graph_made_on_a_gpu_runs_on_the_cpu():
 
     x, weight, bias = torch.randn(2, 3, 8), torch.randn(12, 8), torch.randn(12)
     y, z = torch.ops.epilogue.linear_fwd(
-        x, weight, None, bias, None, None, None, "silu", [], -1, True, 0.0, "input", "triton"
+        x, weight, None, bias, None, None, None, "silu", [], [], True, 0.0, "input", "triton"
     )
     torch.testing.assert_close(z, linear(x, weight, bias).flatten(0, 1))
     torch.testing.assert_close(y.flatten(0, 1), silu(z[:, :6]) * z[:, 6:])
     down = torch.randn(5, 6)
-    call = (x, weight, None, bias, None, None, down, None, None, "silu", [], -1, True, 0.0)
+    call = (x, weight, None, bias, None, None, down, None, None, "silu", [], [], True, 0.0)
     y_mlp, _ = torch.ops.epilogue.mlp_fwd(*call, "nothing", "triton")
     torch.testing.assert_close(y_mlp, linear(y, down))
     y_mlp, kept = torch.ops.epilogue.mlp_fwd(*call, "input", "triton")
