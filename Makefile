@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 # A strict editable install is a tree of links, one per file, so it is made again when a file comes or goes.
 FILES := $(shell find kernels nn benchmarks -name '*.py' -o -name '*.cu' | sort | cksum | cut -d' ' -f1)
 DEMO := $(VENV)/installed-demo-$(FILES)
+DOCS := $(VENV)/installed-docs-$(FILES)
 TEST := $(VENV)/installed-test-$(FILES)
 
 # The folder kernels/ must not be importable by that name: Hugging Face has a package called so.
@@ -24,8 +25,8 @@ ifeq ($(shell uname -s),Linux)
 endif
 
 # The API reference, made from the docstrings: out/docs/index.html. An annotation that pdoc cannot evaluate is shown as it is written.
-docs: $(INSTALLED)
-	$(BIN)/python -W "ignore:Error parsing type annotation" -m pdoc --docformat google --output-directory out/docs epilogue epilogue.nn
+docs: $(or $(wildcard $(TEST)),$(DOCS))
+	$(BIN)/python -W "ignore:Error parsing type annotation" -m pdoc --docformat google --output-directory out/docs epilogue epilogue.nn epilogue.typing epilogue.vocabulary
 
 # dist/epilogue-*.whl, for machines without a network or with an old setuptools. The commit travels in it: no repository may be there.
 wheel: | $(BIN)/python

@@ -32,6 +32,12 @@ def test_the_demo_installs_its_own_extra_alone(project):
     assert commands.endswith(".venv/bin/epilogue demo ")
 
 
+def test_the_reference_installs_its_own_extra_alone(project):
+    commands = planned(project, "docs")
+    assert any(' -e ".[docs]" ' in command for command in commands)
+    assert commands[-1].endswith(" epilogue epilogue.nn epilogue.typing epilogue.vocabulary")
+
+
 def test_what_the_tests_installed_serves_the_demo(project):
     commands = planned(project, "check")
     assert any(' -e ".[test]" ' in command for command in commands)
