@@ -3,12 +3,13 @@
 import inspect
 import itertools
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from . import backends
 from .catalogue import Activation, Keep
 from .lookup import resolve_call
 from .saving import emits_h, kept_by_layer, kept_by_mlp
+from .typing import OpName
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from .triton.plan.problem import Problem
     from .typing import ActivationLike
 
-OPS = ("linear", "glu", "mlp", "gated_mlp")
+OPS: tuple[str, ...] = get_args(OpName)
 GATED = ("glu", "gated_mlp")
 ONE_WAY = {"cupy": "cuBLAS and pointwise CuPy kernels, or cuBLASLt's own epilogues", "eager": "plain torch operations"}
 """Backend without a choice of kernels -> what a call runs there."""
@@ -56,7 +57,7 @@ class Explanation(NamedTuple):
 
 
 def explain(
-    op: str, m: int, k: int, n: int, *, activation: "ActivationLike" = None, dtype: "str | torch.dtype" = "bfloat16",
+    op: OpName, m: int, k: int, n: int, *, activation: "ActivationLike" = None, dtype: "str | torch.dtype" = "bfloat16",
     training: bool = False, dropout: bool = False, frozen: Collection[str] = (), gpu: str | None = None,
     **params: "float | torch.Tensor",
 ) -> Explanation:  # fmt: skip

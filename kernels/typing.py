@@ -36,6 +36,7 @@ ActivationName = Literal[
 ]  # fmt: skip
 
 BackendName = Literal["triton", "cupy", "eager"]
+OpName = Literal["linear", "glu", "mlp", "gated_mlp"]
 
 ActivationLike: TypeAlias = (
     "ActivationName | str | Activation | nn.Module | type[nn.Module] | Callable[..., Tensor] | None"

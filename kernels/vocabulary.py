@@ -26,7 +26,7 @@ reciprocal = np.reciprocal  # 1 / x for denominators below 2¹²⁶ only, so tha
 sin = np.sin
 sqrt = np.sqrt
 tanh = np.tanh
-where = np.where
+where: Callable[..., Any] = np.where  # its many overloads say nothing of what a formula passes
 
 
 def _primitive(function: Callable) -> Callable[..., Any]:

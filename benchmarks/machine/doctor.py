@@ -22,6 +22,7 @@ from epilogue.explanation import ONE_WAY, describe
 from epilogue.triton.plan import tuned
 from epilogue.triton.plan.chips import CHIPS, Machine
 from epilogue.triton.plan.chips import gpu as gpu_here
+from epilogue.typing import OpName
 
 KERNELS, INTERPRETED, EAGER = "Triton kernels", "Triton kernels, interpreted", "plain torch operations"
 CUPY = "CuPy kernels"
@@ -106,7 +107,7 @@ def _cuda_backend(dtype: torch.dtype, served: str) -> tuple[str, str]:
     return KERNELS, ABSENT
 
 
-EXAMPLES: tuple[tuple[str, int, int, int, dict[str, Any]], ...] = (
+EXAMPLES: tuple[tuple[OpName, int, int, int, dict[str, Any]], ...] = (
     ("linear", 8192, 1024, 4096, {}),
     ("linear", 8192, 1024, 4096, {"dtype": "float32"}),
     ("gated_mlp", 16, 4096, 14336, {}),

@@ -6,10 +6,11 @@ from epilogue import explain
 from epilogue.benchmarks.report import table
 from epilogue.explanation import Step
 from epilogue.triton.plan.configs import Config
+from epilogue.typing import OpName
 
 ROWS = 8192
 CASE = f"{ROWS:,} rows, bfloat16, training"
-LAYERS: dict[str, tuple[tuple[str, int, int, str], ...]] = {
+LAYERS: dict[str, tuple[tuple[OpName, int, int, str], ...]] = {
     "digits": (("linear", 1024, 4096, "gelu"), ("mlp", 1024, 4096, "gelu"), ("gated_mlp", 1024, 2816, "silu")),
     "llama": (("gated_mlp", 4096, 14336, "silu"),),
     "bert": (("linear", 768, 3072, "gelu"),),

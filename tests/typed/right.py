@@ -2,6 +2,7 @@
 # pyright: strict
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from typing_extensions import assert_type
 import epilogue
 from epilogue.nn import FusedGatedMLP, FusedGLU, FusedLinear, FusedMLP, Report
 from epilogue.typing import ActivationLike, CuPyArray
+from epilogue.verification import Claim
+from epilogue.vocabulary import cos, sin, where
 
 x, w, b = torch.ones(4, 6), nn.Parameter(torch.ones(6, 6)), torch.ones(6)
 own: str = "silu"
@@ -72,5 +75,23 @@ assert_type(epilogue.linear(x, w, None, act, **params), Tensor)
 assert_type(act.name, str)
 assert_type(act.gated, epilogue.Activation)
 assert_type(epilogue.ACTIVATIONS, dict[str, epilogue.Activation])
+
+
+@epilogue.activation
+def bent(x: Any, slope: float = 0.2) -> Any:
+    return where(x > 0.0, sin(x), slope * x)
+
+
+@epilogue.derivative_of(bent)
+def bent_grad(x: Any, slope: float) -> Any:
+    return where(x > 0.0, cos(x), slope)
+
+
+assert_type(bent, epilogue.Activation)
+assert_type(epilogue.check(bent, slope=0.1).failed, tuple[Claim, ...])
+assert_type(
+    epilogue.activation(oracle=F.silu, aliases=("own_silu",)), Callable[[Callable[..., Any]], epilogue.Activation]
+)
+
 with epilogue.backend("eager"):
     assert_type(epilogue.explain("mlp", 8, 64, 128, dtype=torch.float16, gpu="H100").backend, str)

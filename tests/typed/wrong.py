@@ -21,6 +21,10 @@ epilogue.linear(a, a).backward()  # wrong
 epilogue.linear_backward(a, a, a).wieght  # wrong
 epilogue.backend("cuppy")  # wrong
 epilogue.explain("mlp", 8, 8, "8")  # wrong
+epilogue.explain("mpl", 8, 8, 8)  # wrong
+epilogue.check("gelu", slope="0.1")  # wrong
+epilogue.check("gelu").claim  # wrong
+epilogue.activation(oracle="tanh")  # wrong
 epilogue.nn.FusedLinaer(6, 6)  # wrong
 epilogue.resolve(3)  # wrong
 FusedLinear(6, 6, activatoin="gelu")  # wrong
