@@ -4,7 +4,7 @@ import difflib
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, overload
 
@@ -46,6 +46,11 @@ class _Derivatives(dict[str, Formula]):
         if wrt not in self._derived:
             self._derived[wrt] = self._derive(wrt)
         return self._derived[wrt]
+
+    def derive(self, names: Iterable[str]) -> None:
+        """Derive by each of these now, while what the formula looks up is what it was when its value was traced."""
+        for name in names:
+            self[name]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -265,6 +270,8 @@ def _register(
     for spelling in spellings:
         if key_of(spelling) in BY_KEY.keys() - stale:
             raise ValueError(f"an activation called {spelling!r} exists already; choose another name")
+    if not entry.builtin:
+        entry.derivatives.derive((*entry.operands, *entry.params))
     for key in stale:
         del BY_KEY[key]
     for variant in [variant for variant, of in VARIANTS.items() if stale and of == name]:

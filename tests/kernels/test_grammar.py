@@ -151,11 +151,12 @@ def test_what_a_formula_may_look_up():
 def test_what_a_formula_looked_up_is_what_it_keeps(monkeypatch):
     @epilogue.activation
     def shifted(x):
-        return tanh(x) + ONE
+        return ONE * tanh(x) + ONE
 
     monkeypatch.setattr(sys.modules[__name__], "ONE", 5.0)
     x, weight = np.ones((1, 1)), np.ones((1, 1))
     expected = np.tanh(1.0) + 1.0
+    assert shifted.derivatives["x"](0.0) == 1.0
     np.testing.assert_allclose(epilogue.linear(x, weight, activation="shifted"), [[expected]])
     assert epilogue.linear(torch.ones(1, 1), torch.ones(1, 1), activation="shifted").item() == pytest.approx(expected)
 
