@@ -13,6 +13,26 @@ import epilogue
 from epilogue import ACTIVATIONS, Activation, activations
 from epilogue.lookup import bind_params
 from epilogue.triton import interpreter_refusal
+from epilogue.vocabulary import (
+    absolute,
+    cos,
+    erf,
+    exp,
+    expm1,
+    log,
+    log1p,
+    maximum,
+    minimum,
+    normal_cdf,
+    reciprocal,
+    rsqrt,
+    sigmoid,
+    sin,
+    softplus,
+    sqrt,
+    tanh,
+    where,
+)
 
 interpreted = pytest.mark.skipif(interpreter_refusal() is not None, reason=str(interpreter_refusal()))
 """Of a test that starts a process with Triton's interpreter."""
@@ -257,3 +277,19 @@ def slope(function, x):
     """f'(x) to fourth order in H."""
     near, far = function(x + H) - function(x - H), function(x + 2 * H) - function(x - 2 * H)
     return (8 * near - far) / (12 * H)
+
+
+def every_primitive(x, p=0.7, q=1.3):
+    """A formula that calls each primitive, without an oracle or a derivative of its own."""
+    t = (
+        cos(p * x)
+        + erf(x) * rsqrt(1.0 + x * x)
+        + sin(q * x) * softplus(x)
+        + normal_cdf(x) * expm1(-x * x)
+        + log(1.0 + x * x)
+    )
+    return (
+        where(x > 0.0, t, minimum(maximum(tanh(x), sigmoid(x)), absolute(x)))
+        + log1p(exp(-x * x)) * reciprocal(2.0 + x * x)
+        + sqrt(1.0 + x**2)
+    )

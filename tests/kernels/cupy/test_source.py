@@ -9,27 +9,7 @@ import checks
 from epilogue import ACTIVATIONS, activation
 from epilogue.catalogue import formulas
 from epilogue.cupy.source import STORED, function, source
-from epilogue.vocabulary import (
-    PRIMITIVES,
-    absolute,
-    cos,
-    erf,
-    exp,
-    expm1,
-    log,
-    log1p,
-    maximum,
-    minimum,
-    normal_cdf,
-    reciprocal,
-    rsqrt,
-    sigmoid,
-    sin,
-    softplus,
-    sqrt,
-    tanh,
-    where,
-)
+from epilogue.vocabulary import PRIMITIVES, where
 from nvrtc import compiled, compilers
 
 ARCHITECTURES = (70, 75, 80, 90, 100, 120)
@@ -163,26 +143,11 @@ def _where(x):
     return where(x > 0.0, x, -2.0)
 
 
-def every_primitive(x, p, q):
-    t = (
-        cos(p * x)
-        + erf(x) * rsqrt(1.0 + x * x)
-        + sin(q * x) * softplus(x)
-        + normal_cdf(x) * expm1(-x * x)
-        + log(1.0 + x * x)
-    )
-    return (
-        where(x > 0.0, t, minimum(maximum(tanh(x), sigmoid(x)), absolute(x)))
-        + log1p(exp(-x * x)) * reciprocal(2.0 + x * x)
-        + sqrt(1.0 + x**2)
-    )
-
-
 @pytest.mark.parametrize("dtype", STORED)
 def test_a_users_formula_of_every_primitive_compiles(dtype, own_activations):
     """With the derivatives that follow, two of them by arrays. sin and cos keep their slow path's numbers in local memory."""
-    assert {*every_primitive.__code__.co_names} == {*PRIMITIVES}
-    entry = activation(every_primitive)
+    assert {*checks.every_primitive.__code__.co_names} == {*PRIMITIVES}
+    entry = activation(checks.every_primitive)
     code = source(dtype, False, (True, True), False, False, **formulas(entry, (np.ones(3), np.ones(1)), "input"))
     for name in ("grad_param0", "grad_param1"):
         assert f"INLINE real {name}(real x0, real x1, real x2)" in code

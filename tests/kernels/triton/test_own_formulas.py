@@ -13,32 +13,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import epilogue
-from checks import arguments, assert_trains, each, fused
+from checks import arguments, assert_trains, each, every_primitive, fused
 from epilogue.catalogue import formulas
 from epilogue.triton import INTERPRET
 from epilogue.triton.plan.configs import OPTIONS
 from epilogue.triton.vocabulary import device_function, device_functions
-from epilogue.vocabulary import (
-    PRIMITIVES,
-    absolute,
-    cos,
-    erf,
-    exp,
-    expm1,
-    log,
-    log1p,
-    maximum,
-    minimum,
-    normal_cdf,
-    reciprocal,
-    rsqrt,
-    sigmoid,
-    sin,
-    softplus,
-    sqrt,
-    tanh,
-    where,
-)
+from epilogue.vocabulary import PRIMITIVES, exp, sigmoid, tanh, where
 
 pytestmark = pytest.mark.usefixtures("own_activations")
 
@@ -174,21 +154,6 @@ def one_argument_kernel(x_ptr, y_ptr, first: tl.constexpr, second: tl.constexpr,
     x = tl.load(x_ptr + tl.arange(0, BLOCK))
     tl.store(y_ptr + tl.arange(0, BLOCK), first(x))
     tl.store(y_ptr + BLOCK + tl.arange(0, BLOCK), second(x))
-
-
-def every_primitive(x, p=0.7, q=1.3):
-    t = (
-        cos(p * x)
-        + erf(x) * rsqrt(1.0 + x * x)
-        + sin(q * x) * softplus(x)
-        + normal_cdf(x) * expm1(-x * x)
-        + log(1.0 + x * x)
-    )
-    return (
-        where(x > 0.0, t, minimum(maximum(tanh(x), sigmoid(x)), absolute(x)))
-        + log1p(exp(-x * x)) * reciprocal(2.0 + x * x)
-        + sqrt(1.0 + x**2)
-    )
 
 
 @runs
