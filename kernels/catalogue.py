@@ -261,6 +261,9 @@ def _register(
         ):
             raise ValueError(f"{name}'s parameter {param} must have a number for its default, or none; got {default!r}")
     spellings = {**dict.fromkeys((name, *aliases), entry), **({gated_name: entry.gated} if arity == 1 else {})}
+    if not entry.builtin:
+        for wrt in (*entry.operands, *entry.params):
+            _ = entry.derivatives[wrt]  # derived now, while what the formula looks up is what the trace found
     stale = _replaced(ACTIVATIONS.get(name), formula)
     for spelling in spellings:
         if key_of(spelling) in BY_KEY.keys() - stale:
