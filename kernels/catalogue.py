@@ -118,7 +118,8 @@ class Activation:
 
     def add_output_derivative(self, formula: Formula, holds: Callable[..., bool], sign: bool, torchs: bool) -> None:
         """Add a derivative that is written in y, and holds where `holds(*params)`."""
-        self.from_output.append((self._checked(formula, ("y", *self.params)), holds, sign, torchs))
+        # The newest comes first: a notebook's cell may run again.
+        self.from_output.insert(0, (self._checked(formula, ("y", *self.params)), holds, sign, torchs))
 
     def _checked(self, formula: Formula, takes: tuple[str, ...]) -> Formula:
         given = arguments_of(formula)
