@@ -30,7 +30,7 @@ VARIANTS: dict[tuple[str, str, Any], str] = {}
 
 _TAKEN = frozenset({
     "x", "a", "b", "weight", "bias", "activation", "gate_weight", "up_weight", "down_weight", "gate_bias", "up_bias", "down_bias",
-    "dropout_p", "dropout", "training", "recompute", "in_features", "hidden_features", "out_features", "device", "dtype",
+    "dropout_p", "dropout", "training", "recompute", "inplace", "in_features", "hidden_features", "out_features", "device", "dtype",
 })  # fmt: skip
 """Names that a parameter cannot have, because the operations and modules have arguments of these names."""
 
@@ -139,7 +139,8 @@ class Activation:
             return applied(self.value, [self.derivatives[name] for name in (*self.operands, *self.params)], values)
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(values[0], torch.Tensor):
-            return self.oracle(torch.nn.functional, *values).to(values[0].dtype)
+            y = self.oracle(torch.nn.functional, *values)
+            return y.to(values[0].dtype) if values[0].is_floating_point() else y
         return self.value(*values)
 
     def _values(self, operands: tuple, params: dict[str, Any]) -> list[Any]:
@@ -228,10 +229,12 @@ def _register(
     requires: tuple[Callable[..., bool], str] | None = None,
 ) -> Activation:  # fmt: skip
     trace = trace_of(formula)
-    if not formula.__name__.isidentifier():
-        raise ValueError("the formula of an activation needs a name: write it with def, not as a lambda")
     # A trailing underscore keeps a formula's name clear of the primitive that it calls (PEP 8): `tanh_` is the activation tanh.
     name = formula.__name__.rstrip("_")
+    if not name.isidentifier():
+        raise ValueError(
+            "the formula of an activation needs a name: write it with def, not as a lambda, and not called _"
+        )
     gated_name = gated or f"gated_{name}"
     signature = list(inspect.signature(formula).parameters.values())
     if len(signature) < arity or not {argument.place for argument in trace.arguments[:arity]} & trace.needed():
