@@ -230,6 +230,23 @@ def test_a_name_of_underscores_is_none():
             return x * x
 
 
+@pytest.mark.parametrize("x", [[-1.0, 2.0], [np.inf, -np.inf], [np.nan, 0.0]])
+def test_what_only_conditions_use_has_a_gradient_of_0(x):
+    """As from the kernels, where autograd alone has none and `backward` raises."""
+
+    @epilogue.activation
+    def gated_number(x, low=0.5, high=1.5):
+        return where(x > low, high, 0.25)
+
+    x, low, high = torch.tensor(x, requires_grad=True), torch.ones(2, requires_grad=True), torch.ones(2)
+    y = epilogue.linear(x, torch.eye(2), activation="gated_number", low=low, high=high)
+    gradients = torch.autograd.grad(y.sum(), (x, low), create_graph=True)
+    assert torch.autograd.grad(y.sum(), x)[0].tolist() == gradients[1].tolist() == [0.0, 0.0]
+    alone = gated_number(x)
+    np.testing.assert_array_equal(alone.detach(), np.where(x.detach() > 0.5, 1.5, 0.25))
+    assert torch.autograd.grad(alone.sum(), x)[0].tolist() == [0.0, 0.0]
+
+
 def test_whole_numbers_are_not_cut():
     @epilogue.activation
     def halved(x, scale=0.5):
