@@ -44,6 +44,11 @@ class Scaled(NanoGPT):
         return 0.5 * self.c_proj(self.gelu(self.c_fc(x)))
 
 
+class Clamped(NanoGPT):
+    def forward(self, x):
+        return self.c_proj(self.gelu(self.c_fc(x.clamp(-1000.0, 1000.0))))
+
+
 class LayerScale(NanoGPT):
     """At first it computes what a plain block does."""
 
@@ -210,6 +215,7 @@ REFUSED = [
     (FusedMLP, lambda: sequential(nn.Dropout(0.1)), "drops more than hidden units"),
     (FusedMLP, Residual, MORE),
     (FusedMLP, Scaled, MORE),
+    (FusedMLP, Clamped, MORE),
     (FusedMLP, Twice, NONE),
     (FusedMLP, lambda: sequential(nn.LayerNorm(3)), "it does more, with 3.weight"),
     (FusedMLP, LayerScale, "it does more, with gamma"),
