@@ -130,13 +130,13 @@ def _claims(act: Activation, values: tuple[float, ...]) -> Iterator[Claim]:
     def claim(what: str, got: Any, *expected: Any) -> Claim:
         """got against the nearest of what is expected, each an array. Where that is not finite, nor need got be."""
         got, *wanted = (np.broadcast_to(found, POINTS.shape) for found in (got, *expected))
-        away = np.minimum.reduce(
-            [np.where(np.isfinite(e), np.abs(got - e) / (1.0 + np.abs(e)), np.inf) for e in wanted]
-        )
+        distances = [np.where(np.isfinite(e), np.abs(got - e) / (1.0 + np.abs(e)), np.inf) for e in wanted]
+        away = np.minimum.reduce(distances)
         error = np.where(np.isfinite(got) | np.isfinite(wanted[0]), np.nan_to_num(away, nan=np.inf, posinf=np.inf), 0.0)
         i = int(np.argmax(error))
         at = tuple(float(argument[i]) for argument in arguments)
-        return Claim(what, float(error[i]), at, float(got[i]), float(wanted[0][i]))
+        nearest = wanted[int(np.argmin([distance[i] for distance in distances]))]
+        return Claim(what, float(error[i]), at, float(got[i]), float(nearest[i]))
 
     y = act.value(*arguments)
     derivatives = [act.derivatives[name](*arguments) for name in names]
@@ -173,7 +173,8 @@ def _on_torch(act: Activation, arguments: list, places: list[int]) -> tuple[np.n
         torch.tensor(argument, requires_grad=True) if i in places else float(argument[0])
         for i, argument in enumerate(arguments)
     ]
-    y = act.oracle(F, *given)
+    # Copies, since an oracle may work in place, which a tensor that is given its gradient does not allow.
+    y = act.oracle(F, *(value.clone() if isinstance(value, torch.Tensor) else value for value in given))
     by = [given[place] for place in places]
     gradients = torch.autograd.grad(y.sum(), by, allow_unused=True) if y.requires_grad else [None] * len(by)
     found = [np.zeros_like(POINTS) if g is None else g.numpy() for g in gradients]

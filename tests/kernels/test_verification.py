@@ -204,6 +204,25 @@ def test_torchs_gradient_must_be_the_derivative():
         epilogue.linear(X, WEIGHT, activation="root")
 
 
+def test_an_oracle_may_work_in_place():
+    @epilogue.activation(oracle=lambda F, x: F.relu_(x))
+    def cut(x):
+        return maximum(x, 0.0)
+
+    epilogue.linear(X, WEIGHT, activation="cut")
+
+
+def test_what_passes_is_shown_beside_what_it_passes_for():
+    """The step that crosses the jump at 0 gives another number; the report shows that of the short one."""
+
+    @epilogue.activation
+    def jumps(x):
+        return where(x > 0.0, x, 1.0) + tanh(x)
+
+    (claim, *_) = epilogue.check(jumps).claims
+    assert claim.got == pytest.approx(claim.expected, abs=1e-6)
+
+
 def test_a_kink_that_nobody_declared_is_none():
     """Wherever it lies."""
     rng = np.random.default_rng(1)
