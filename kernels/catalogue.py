@@ -30,7 +30,7 @@ VARIANTS: dict[tuple[str, str, Any], str] = {}
 
 _TAKEN = frozenset({
     "x", "a", "b", "weight", "bias", "activation", "gate_weight", "up_weight", "down_weight", "gate_bias", "up_bias", "down_bias",
-    "dropout_p", "dropout", "training", "recompute", "in_features", "hidden_features", "out_features", "device", "dtype",
+    "dropout_p", "dropout", "training", "recompute", "inplace", "in_features", "hidden_features", "out_features", "device", "dtype",
 })  # fmt: skip
 """Names that a parameter cannot have, because the operations and modules have arguments of these names."""
 
@@ -123,7 +123,8 @@ class Activation:
 
     def add_output_derivative(self, formula: Formula, holds: Callable[..., bool], sign: bool, torchs: bool) -> None:
         """Add a derivative that is written in y, and holds where `holds(*params)`."""
-        self.from_output.append((self._checked(formula, ("y", *self.params)), holds, sign, torchs))
+        # The newest comes first: a notebook's cell may run again.
+        self.from_output.insert(0, (self._checked(formula, ("y", *self.params)), holds, sign, torchs))
 
     def _checked(self, formula: Formula, takes: tuple[str, ...]) -> Formula:
         given = arguments_of(formula)
@@ -143,7 +144,8 @@ class Activation:
             return applied(self.value, [self.derivatives[name] for name in (*self.operands, *self.params)], values)
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(values[0], torch.Tensor):
-            return self.oracle(torch.nn.functional, *values).to(values[0].dtype)
+            y = self.oracle(torch.nn.functional, *values)
+            return y.to(values[0].dtype) if values[0].is_floating_point() else y
         return self.value(*values)
 
     def _values(self, operands: tuple, params: dict[str, Any]) -> list[Any]:
@@ -232,10 +234,12 @@ def _register(
     requires: tuple[Callable[..., bool], str] | None = None,
 ) -> Activation:  # fmt: skip
     trace = trace_of(formula)
-    if not formula.__name__.isidentifier():
-        raise ValueError("the formula of an activation needs a name: write it with def, not as a lambda")
     # A trailing underscore keeps a formula's name clear of the primitive that it calls (PEP 8): `tanh_` is the activation tanh.
     name = formula.__name__.rstrip("_")
+    if not name.isidentifier():
+        raise ValueError(
+            "the formula of an activation needs a name: write it with def, not as a lambda, and not called _"
+        )
     gated_name = gated or f"gated_{name}"
     signature = list(inspect.signature(formula).parameters.values())
     if len(signature) < arity or not {argument.place for argument in trace.arguments[:arity]} & trace.needed():
@@ -266,6 +270,9 @@ def _register(
         ):
             raise ValueError(f"{name}'s parameter {param} must have a number for its default, or none; got {default!r}")
     spellings = {**dict.fromkeys((name, *aliases), entry), **({gated_name: entry.gated} if arity == 1 else {})}
+    if not entry.builtin:
+        for wrt in (*entry.operands, *entry.params):
+            _ = entry.derivatives[wrt]  # derived now, while what the formula looks up is what the trace found
     stale = _replaced(ACTIVATIONS.get(name), formula)
     for spelling in spellings:
         if key_of(spelling) in BY_KEY.keys() - stale:

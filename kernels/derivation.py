@@ -93,12 +93,15 @@ def chain(partials: Iterable[Any], operands: Iterable[Any]) -> Any:
     return total
 
 
-def applied(value: Callable, partials: Sequence[Callable], operands: Sequence[Any]) -> Dual:
+def applied(value: Callable, partials: Sequence[Callable], operands: Sequence[Any]) -> "Dual | float":
     """A function of dual numbers, by the functions that compute its value and its derivative by each operand."""
     primals = values_of(operands)
+    y = value(*primals)
+    if not isinstance(y, Value):  # a number, where a condition on other numbers decides
+        return y
     varying = [not _is(derivative_of(operand), 0.0) for operand in operands]
     found = [partial(*primals) if varies else 0.0 for partial, varies in zip(partials, varying, strict=True)]
-    return Dual(value(*primals), chain(found, operands))
+    return Dual(y, chain(found, operands))
 
 
 def _is(number: Any, constant: float) -> bool:

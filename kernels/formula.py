@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .trace import GRAMMAR, PYTHON, TORCH, Trace, printed, recorded
+from .trace import COMPARISONS, GRAMMAR, PYTHON, TORCH, Trace, printed, recorded
 from .vocabulary import NUMPY, PRIMITIVES
 
 
@@ -49,12 +49,18 @@ def function_of(trace: Trace, name: str, module: str, doc: str | None) -> Callab
 
 
 def on_torch(trace: Trace) -> Callable[..., Any]:
-    """The function `(F, x, …)` that computes what the trace recorded on torch tensors, and numbers beside them. It is differentiable."""
+    """The function `(F, x, …)` that computes what the trace recorded on torch tensors, and numbers beside them. It is differentiable, with
+    gradients of 0 where a kernel's are 0: by arguments that nothing but conditions use.
+    """
     arguments, statements, result = printed(trace, TORCH)
     names = ", ".join(sorted({value.operation for value in trace.used()} & {*PRIMITIVES}))
     first, *others = arguments
+    differentiable = trace.needed(but=COMPARISONS)
+    for name, argument in zip(arguments, trace.arguments, strict=True):
+        if argument.place not in differentiable:
+            result = f"tied({result}, {name})"
     head = [
-        f"from epilogue.torch_vocabulary import number, wide{names and f', {names}'}",
+        f"from epilogue.torch_vocabulary import number, tied, wide{names and f', {names}'}",
         f"{first} = wide({first})",
         *(f"{other} = number({other}, {first}).to({first}.dtype)" for other in others),
     ]

@@ -250,7 +250,7 @@ def _fit_pair(x, weights: tuple, biases: tuple) -> bool:
     return alike and all(map(fit, (x, x), weights, biases)) and weights[0].shape == weights[1].shape
 
 
-def _record(operation, activation: Any, x, *arrays, **options):
+def _record(operation, activation: Any, x, /, *arrays, **options):
     """Record the call in a trace of Python code (torch.fx), with the activation by its name."""
     act, fixed = resolve(activation)
     overrides = sys.modules["torch"].overrides

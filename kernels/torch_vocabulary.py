@@ -15,8 +15,10 @@ normal_cdf = torch.special.ndtr
 
 
 def number(x: Any, like: Any) -> Tensor:
-    """x as a tensor: a Python number takes the dtype of `like`, where torch alone takes its default."""
-    return x if isinstance(x, Tensor) else torch.as_tensor(x, dtype=like.dtype)
+    """x as a tensor: a Python number takes the dtype of `like`, where torch alone takes its default. It is on the CPU whatever the default
+    device is: torch takes one number from there beside tensors of any device.
+    """
+    return x if isinstance(x, Tensor) else torch.as_tensor(x, dtype=like.dtype, device="cpu")
 
 
 def maximum(a: Any, b: Any) -> Tensor:
@@ -35,6 +37,11 @@ def where(condition: Tensor, a: Any, b: Any, like: Tensor) -> Tensor:
     return torch.where(condition, number(a, like), number(b, like))
 
 
+def tied(y: Any, x: Tensor) -> Any:
+    """y with a gradient of 0 by x, as that of torch.sign, in place of none at all."""
+    return y + 0.0 * torch.nan_to_num(x.sign()) if x.requires_grad else y
+
+
 def wide(x: Tensor) -> Tensor:
-    """x in the arithmetic of kernels: float32 in place of 16 bits, so that a formula is rounded once."""
-    return x.float() if x.dtype.itemsize < 4 else x
+    """x in the arithmetic of kernels: float32 in place of 16 bits, so that a formula is rounded once, and in place of whole numbers."""
+    return x if x.dtype.itemsize >= 4 and (x.is_floating_point() or x.is_complex()) else x.float()

@@ -159,11 +159,11 @@ class Trace(NamedTuple):
     values: list[Value]
     result: "Value | float"
 
-    def needed(self) -> set[int]:
-        """The places of the values and arguments that the result needs."""
+    def needed(self, but: tuple[str, ...] = ()) -> set[int]:
+        """The places of the values and arguments that the result needs. but: operations whose operands do not count."""
         places = {self.result.place} if isinstance(self.result, Value) else set()
         for value in reversed(self.values):
-            if value.place in places:
+            if value.place in places and value.operation not in but:
                 places |= {operand.place for operand in value.operands if isinstance(operand, Value)}
         return places
 

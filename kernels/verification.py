@@ -1,5 +1,6 @@
 """The check that an activation is one function everywhere: its formula, its derivatives and its oracle against each other, in float64."""
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -15,7 +16,12 @@ POINTS = np.random.default_rng(0).uniform(-8.0, 8.0, 200)
 """Where functions are compared. No kink of a reasonable activation is within a difference's step of one of them."""
 
 STEPS = (1e-3, 1e-6)
-"""The steps of differences: a second, short one for points beside a kink."""
+"""The steps of differences: a second, short one for points beside a kink. For a parameter also as shares of its value, so that a small one,
+such as the epsilon in a square root, keeps its sign.
+"""
+
+_STAND_INS = (0.75, 2.5, -0.75, 10.0, -10.0)
+"""Values of a parameter that has no default: the first for which what it `requires` holds."""
 
 
 class Claim(NamedTuple):
@@ -55,40 +61,51 @@ class Report(NamedTuple):
 
 
 def check_first(name: str) -> None:
-    """Check a user's activation before its first use: once without torch, and again when torch is there. ValueError where it is wrong."""
+    """Check a user's activation before its first use: once without torch, and again when torch is there or a derivative has been given.
+    ValueError where it is wrong.
+    """
     act = ACTIVATIONS[name]
-    with_torch = "torch" in sys.modules
-    if _checked.get(act, -1) >= with_torch:
+    state = "torch" in sys.modules, *act.derivatives.values(), *act.from_output
+    if _checked.get(act) == state:
         return
     from concurrent.futures import ThreadPoolExecutor  # not for an import of the package, which it would slow
 
+    settings = _defaults(act)
+    if act.requires and not settings:
+        raise ValueError(f"{name} cannot be checked: give its parameters defaults for which {act.requires[1]} holds")
     with ThreadPoolExecutor(1) as pool:  # torch's modes, which may be on in this thread, are not in another
-        report = pool.submit(report_of, act, _defaults(act)).result()
+        report = pool.submit(report_of, act, settings).result()
     if not report:
         wrong = "; ".join(map(str, report.failed))
         raise ValueError(
             f"the activation {name!r} is not one function everywhere. {wrong}. Mend its formula, derivative or oracle; "
             f"print(epilogue.check({name!r})) shows every comparison."
         )
-    _checked[act] = with_torch
+    _checked[act] = state
 
 
-_checked: dict[Activation, bool] = {}
+_checked: dict[Activation, tuple] = {}
 # As torch.compiler.assume_constant_result would set it, which imports the compiler: Dynamo calls the function as it traces.
 check_first._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def numbers_of(act: Activation, values: tuple) -> tuple[float, ...]:
     """The parameters' values as numbers: an array's default stands for it."""
-    defaults = [0.75 if isinstance(default, type) else float(default) for default in act.params.values()]
+    defaults = [_STAND_INS[0] if isinstance(default, type) else float(default) for default in act.params.values()]
     return tuple(v if isinstance(v, float) else default for v, default in zip(values, defaults, strict=True))
 
 
 def _defaults(act: Activation) -> list[tuple[float, ...]]:
-    """The parameters' defaults, and values beside them: at its default a parameter may have no effect."""
-    defaults = numbers_of(act, (None,) * len(act.params))
-    beside = tuple(1.1 * value + 0.05 for value in defaults)
+    """The parameters' defaults, and values beside them: at its default a parameter may have no effect.
+
+    Where one without a default must be another number than the usual one, it is searched for.
+    """
     holds = act.requires[0] if act.requires else lambda *values: True
+    choices = (_STAND_INS if isinstance(default, type) else (float(default),) for default in act.params.values())
+    defaults = next((values for values in itertools.product(*choices) if holds(*values)), None)
+    if defaults is None:
+        return []
+    beside = tuple(1.1 * value + 0.05 for value in defaults)
     return [values for values in dict.fromkeys((defaults, beside)) if holds(*values)]
 
 
@@ -113,18 +130,19 @@ def _claims(act: Activation, values: tuple[float, ...]) -> Iterator[Claim]:
     def claim(what: str, got: Any, *expected: Any) -> Claim:
         """got against the nearest of what is expected, each an array. Where that is not finite, nor need got be."""
         got, *wanted = (np.broadcast_to(found, POINTS.shape) for found in (got, *expected))
-        away = np.minimum.reduce(
-            [np.where(np.isfinite(e), np.abs(got - e) / (1.0 + np.abs(e)), np.inf) for e in wanted]
-        )
+        distances = [np.where(np.isfinite(e), np.abs(got - e) / (1.0 + np.abs(e)), np.inf) for e in wanted]
+        away = np.minimum.reduce(distances)
         error = np.where(np.isfinite(got) | np.isfinite(wanted[0]), np.nan_to_num(away, nan=np.inf, posinf=np.inf), 0.0)
         i = int(np.argmax(error))
         at = tuple(float(argument[i]) for argument in arguments)
-        return Claim(what, float(error[i]), at, float(got[i]), float(wanted[0][i]))
+        nearest = wanted[int(np.argmin([distance[i] for distance in distances]))]
+        return Claim(what, float(error[i]), at, float(got[i]), float(nearest[i]))
 
     y = act.value(*arguments)
     derivatives = [act.derivatives[name](*arguments) for name in names]
     for name, place, derivative in zip(names, places, derivatives, strict=True):
-        slopes = [_slope(act.value, arguments, place, step) for step in STEPS]
+        small = [] if name in act.operands else [step * abs(arguments[place][0]) for step in STEPS]
+        slopes = [_slope(act.value, arguments, place, step) for step in (*STEPS, *small)]
         yield claim(f"derivative by {name}, against central differences", derivative, *slopes)
     from_output = act.output_derivative(values)
     if from_output:
@@ -155,7 +173,8 @@ def _on_torch(act: Activation, arguments: list, places: list[int]) -> tuple[np.n
         torch.tensor(argument, requires_grad=True) if i in places else float(argument[0])
         for i, argument in enumerate(arguments)
     ]
-    y = act.oracle(F, *given)
+    # Copies, since an oracle may work in place, which a tensor that is given its gradient does not allow.
+    y = act.oracle(F, *(value.clone() if isinstance(value, torch.Tensor) else value for value in given))
     by = [given[place] for place in places]
     gradients = torch.autograd.grad(y.sum(), by, allow_unused=True) if y.requires_grad else [None] * len(by)
     found = [np.zeros_like(POINTS) if g is None else g.numpy() for g in gradients]

@@ -22,7 +22,6 @@ log = np.log
 log1p = np.log1p
 maximum = np.maximum
 minimum = np.minimum
-reciprocal = np.reciprocal  # 1 / x for denominators below 2¹²⁶ only, so that a backend may use a fast form
 sin = np.sin
 sqrt = np.sqrt
 tanh = np.tanh
@@ -40,9 +39,10 @@ def _primitive(function: Callable) -> Callable[..., Any]:
 
 
 def _elementwise(function: Callable[[float], float], x: Any) -> Any:
-    """Python's function of each element, in the dtype of x."""
+    """Python's function of each element, in the dtype of x. Whole numbers become float64, as in NumPy's own functions."""
     x = np.asarray(x)
-    return np.asarray(np.frompyfunc(function, 1, 1)(x.astype(np.float64)), dtype=np.float64).astype(x.dtype)
+    dtype = np.float64 if x.dtype.kind in "biu" else x.dtype
+    return np.asarray(np.frompyfunc(function, 1, 1)(x.astype(np.float64)), dtype=np.float64).astype(dtype)
 
 
 @_primitive
@@ -55,6 +55,12 @@ def erf(x):
 def normal_cdf(x):
     """Φ(x) = erfc(-x/√2) / 2: erfc rather than 1 + erf, which cancels for x < 0."""
     return _elementwise(lambda v: 0.5 * erfc(-v / _sqrt(2.0)), x)
+
+
+@_primitive
+def reciprocal(x):
+    """1 / x for denominators below 2¹²⁶ only, so that a backend may use a fast form. NumPy's own is 0 for the whole number 2."""
+    return 1.0 / x
 
 
 @_primitive

@@ -88,8 +88,9 @@ class Activated(nn.Module):
 
 
 def _attribute(name: str) -> str:
-    """The module's attribute for a parameter of the activation, clear of an MLP's children."""
-    return f"activation_{name}" if name in ("gate", "up", "down") else name
+    """The module's attribute for a parameter of the activation, clear of an MLP's children and of nn.Module's methods."""
+    taken = name in ("gate", "up", "down") or name.startswith("activation_") or hasattr(Activated, name)
+    return f"activation_{name}" if taken else name
 
 
 def _fill(tensor: torch.Tensor, initial: float | torch.Tensor) -> None:

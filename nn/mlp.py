@@ -11,6 +11,7 @@ from torch.types import Device
 from epilogue.checks import check_flag, check_probability
 from epilogue.eager import apply, recomputed
 from epilogue.functional import gated_mlp, mlp
+from epilogue.lookup import current
 from epilogue.typing import ActivationLike
 
 from .activated import Activated
@@ -102,7 +103,8 @@ class FusedMLP(Activated):
                 input, read_up[0], read_down[0], read_up[1], read_down[1],
                 self.activation, self.dropout, self.training, self.recompute, **params,
             )  # fmt: skip
-        return _as_modules(self, lambda x: apply(self.activation, tuple(params.values()), up(x)), input)
+        act = current(self.activation)
+        return _as_modules(self, lambda x: apply(act, tuple(params.values()), up(x)), input)
 
     def extra_repr(self: "FusedMLP | FusedGatedMLP") -> str:
         return f"{self.activation_repr()}, dropout={self.dropout:g}{', recompute=True' if self.recompute else ''}"
@@ -177,7 +179,8 @@ class FusedGatedMLP(Activated):
                 input, read_gate[0], read_up[0], read_down[0], read_gate[1], read_up[1], read_down[1],
                 self.activation, self.dropout, self.training, self.recompute, **params,
             )  # fmt: skip
-        return _as_modules(self, lambda x: apply(self.activation.gated, tuple(params.values()), gate(x), up(x)), input)
+        act = current(self.activation).gated
+        return _as_modules(self, lambda x: apply(act, tuple(params.values()), gate(x), up(x)), input)
 
     extra_repr = FusedMLP.extra_repr
 

@@ -34,7 +34,7 @@ _NONE = "its forward is not down(dropout(act(up(x)))), nor the same of act(gate(
 
 def block_of(module: nn.Module, gated: bool, make: Callable[[Block], nn.Module]) -> Block:
     """Return the block that the module's forward computes, tried against what `make` makes of it; Unfit if it is none."""
-    with _disable_current_modes(), torch.device("cpu"), without_global_hooks():
+    with _disable_current_modes(), torch.inference_mode(False), torch.device("cpu"), without_global_hooks():
         block = _read(module, gated)
         try:
             evaluation, training = _differences(module, block, gated, make)
@@ -76,6 +76,8 @@ def _read(module: nn.Module, gated: bool) -> Block:
     known = Known(site.entry, {}) if site.entry else activation_of(slots["act"])
     if known is None or not unhooked(module):
         raise Unfit(_NONE if known is None else "its hooks would be lost")
+    if any(isinstance(inner, nn.Dropout) and inner.training != module.training for inner in module.modules()):
+        raise Unfit("its dropout is in another mode than itself: call train() or eval() on the whole")
     taken = {id(tensor) for layer in layers.values() for tensor in layer.parameters()} | {
         *map(id, known.params.values())
     }
@@ -134,7 +136,7 @@ def _differences(
     evaluation, training = (
         max(
             max(map(relative, called(made.train(mode), scale * x), called(twin.train(mode), scale * x)))
-            for scale in (1.0, 50.0)
+            for scale in (1.0, 50.0, 1e6)
         )
         for mode in (False, True)
     )

@@ -26,6 +26,11 @@ def difference(method: Method, found: Found, owner: Any) -> float:
 
     It is inf if either fails.
     """
+    with torch.inference_mode(False):  # in which a layer could not be trained
+        return _difference(method, found, owner)
+
+
+def _difference(method: Method, found: Found, owner: Any) -> float:
     generator = torch.Generator("cpu").manual_seed(0)
     halves = 1 if found.site.gated in ("", "pair") else 2
     layers = {

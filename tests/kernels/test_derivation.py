@@ -156,3 +156,31 @@ def test_a_derivative_that_is_added_later_is_taken():
     assert "3.0" in inspect.getsource(cube.derivatives["x"])
     assert cube.gated.derivatives["a"](x, 2.0) == 24.0
     assert cube.learnable == ()
+
+
+def test_the_derivative_is_of_the_formula_as_it_was_registered():
+    """A number or an activation that it looks up may be another one by the time a gradient is asked for."""
+    scope = {"epilogue": epilogue, "sin": sin, "scale": 2.0, "__name__": "a_notebook"}
+    cell = "@epilogue.activation\ndef wave(x):\n    return {} * sin(x)"
+    exec(cell.format("1.0"), scope)
+    exec("@epilogue.activation\ndef waves(x):\n    return scale * wave(x)", scope)
+    scope["scale"] = 5.0
+    exec(cell.format("7.0"), scope)
+    x = np.array([0.5])
+    np.testing.assert_allclose(ACTIVATIONS["waves"](x), 2.0 * np.sin(x))
+    np.testing.assert_allclose(ACTIVATIONS["waves"].derivatives["x"](x), 2.0 * np.cos(x))
+
+
+def test_a_call_that_is_a_number():
+    """A condition on a parameter's number may choose one in place of a value."""
+
+    @epilogue.activation
+    def switched(x, on=1.0):
+        return where(on, x, 0.5)
+
+    @epilogue.activation
+    def outer(x):
+        return x * exp(switched(x, on=0.0)) + switched(x)
+
+    assert epilogue.check(outer)
+    np.testing.assert_allclose(outer.derivatives["x"](np.array([3.0])), np.exp(0.5) + 1.0)

@@ -201,12 +201,71 @@ def test_these_names_are_free_for_parameters(name, rng):
     assert gradient.shape == (6,)
 
 
-def test_a_taken_name_of_a_parameter_is_said():
-    with pytest.raises(ValueError, match="cannot be called 'bias'"):
+@pytest.mark.parametrize("names", [("type", "half"), ("operation", "forward"), ("gate", "activation_gate")])
+def test_names_of_a_modules_methods_are_free_too(names):
+    namespace = {}
+    exec(f"def named(x, {names[0]}=0.5, {names[1]}=0.5):\n    return {names[0]} * x + {names[1]}\n", namespace)
+    epilogue.activation(namespace["named"])
+    params = [torch.nn.Parameter(torch.rand(6)) for _ in names]
+    layer = epilogue.nn.FusedLinear(4, 6, activation="named", **dict(zip(names, params, strict=True)))
+    x = torch.randn(3, 4)
+    expected = params[0] * torch.nn.functional.linear(x, layer.weight, layer.bias) + params[1]
+    torch.testing.assert_close(layer(x), expected)
+    torch.testing.assert_close(torch.fx.symbolic_trace(layer)(x), expected)
+
+
+@pytest.mark.parametrize("name", ["bias", "inplace"])
+def test_a_taken_name_of_a_parameter_is_said(name):
+    namespace = {}
+    exec(f"def named(x, {name}=1.0):\n    return x + {name}\n", namespace)
+    with pytest.raises(ValueError, match=f"cannot be called '{name}'"):
+        epilogue.activation(namespace["named"])
+
+
+def test_a_name_of_underscores_is_none():
+    with pytest.raises(ValueError, match="needs a name"):
 
         @epilogue.activation
-        def biased(x, bias=1.0):
-            return x + bias
+        def _(x):
+            return x * x
+
+
+@pytest.mark.parametrize("x", [[-1.0, 2.0], [np.inf, -np.inf], [np.nan, 0.0]])
+def test_what_only_conditions_use_has_a_gradient_of_0(x):
+    """As from the kernels, where autograd alone has none and `backward` raises."""
+
+    @epilogue.activation
+    def gated_number(x, low=0.5, high=1.5):
+        return where(x > low, high, 0.25)
+
+    x, low, high = torch.tensor(x, requires_grad=True), torch.ones(2, requires_grad=True), torch.ones(2)
+    y = epilogue.linear(x, torch.eye(2), activation="gated_number", low=low, high=high)
+    gradients = torch.autograd.grad(y.sum(), (x, low), create_graph=True)
+    assert torch.autograd.grad(y.sum(), x)[0].tolist() == gradients[1].tolist() == [0.0, 0.0]
+    alone = gated_number(x)
+    np.testing.assert_array_equal(alone.detach(), np.where(x.detach() > 0.5, 1.5, 0.25))
+    assert torch.autograd.grad(alone.sum(), x)[0].tolist() == [0.0, 0.0]
+
+
+def test_whole_numbers_are_not_cut():
+    @epilogue.activation
+    def halved(x, scale=0.5):
+        return maximum(scale * x, 0.25)
+
+    np.testing.assert_array_equal(halved(np.array([1, 2])), [0.5, 1.0])
+    torch.testing.assert_close(halved(torch.tensor([0, 1, 2])), torch.tensor([0.25, 0.5, 1.0]))
+
+
+def test_the_default_device_is_not_that_of_a_formulas_numbers():
+    @epilogue.activation
+    def leaky(x, slope=0.5):
+        return maximum(x, slope * x)
+
+    layer = epilogue.nn.FusedLinear(4, 6, activation=leaky)
+    x = torch.randn(3, 4)
+    expected = layer(x)
+    with torch.device("meta"):
+        torch.testing.assert_close(layer(x), expected)
 
 
 def test_a_pickle_says_what_to_import(own_activations):
@@ -255,7 +314,9 @@ def test_a_cell_that_runs_again_replaces_its_activation(rng):
     layer = epilogue.nn.FusedLinear(4, 6, activation=first, dtype=torch.float64)
     glu = epilogue.nn.FusedGLU(4, 6, activation="gated_from_a_cell", dtype=torch.float64)
     x = torch.randn(3, 4, dtype=torch.float64)
-    before, gated = layer(x), glu(x)
+    block = epilogue.nn.FusedGatedMLP(4, 6, activation=first, dtype=torch.float64)
+    block.up.register_forward_hook(lambda *call: None)  # so that its children are called as modules
+    before, gated, hooked = layer(x), glu(x), block(x)
     second = run_cell(3.0, ("cell_name",))
     assert second is not first
     assert (
@@ -269,6 +330,7 @@ def test_a_cell_that_runs_again_replaces_its_activation(rng):
     }
     torch.testing.assert_close(layer(x), 1.5 * before)
     torch.testing.assert_close(glu(x), 1.5 * gated)
+    torch.testing.assert_close(block(x), 1.5 * hooked)
     arrays = x.numpy(), layer.weight.detach().numpy()
     z = arrays[0] @ arrays[1].T
     np.testing.assert_allclose(epilogue.linear(*arrays, activation=first), 3 * np.tanh(z))

@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import epilogue
 from checks import cases
 from epilogue import nn, verification
-from epilogue.vocabulary import exp, sigmoid, sqrt, tanh, where
+from epilogue.vocabulary import exp, log, maximum, sigmoid, sqrt, tanh, where
 
 pytestmark = pytest.mark.usefixtures("own_activations")
 
@@ -115,6 +115,31 @@ def test_a_wrong_derivative_raises(spoil, says, oracle):
         epilogue.linear(X.numpy(), WEIGHT.numpy(), activation="scaled")
 
 
+@pytest.mark.parametrize("output", [False, True])
+def test_a_derivative_that_is_given_after_the_first_use_is_checked_too(output):
+    """And the right one in its place is taken, as where a notebook's cell runs again."""
+
+    @epilogue.activation
+    def late(x):
+        return tanh(2.0 * x)
+
+    epilogue.linear(X, WEIGHT, activation="late")
+
+    @epilogue.derivative_of(late, output=output)
+    def wrong(x):
+        return 1.0 - x * x
+
+    with pytest.raises(ValueError, match="derivative"):
+        epilogue.linear(X, WEIGHT, activation="late")
+
+    @epilogue.derivative_of(late, output=output)
+    def right(x):
+        y = x if output else tanh(2.0 * x)
+        return 2.0 * (1.0 - y * y)
+
+    epilogue.linear(X, WEIGHT, activation="late")
+
+
 def test_a_parameter_is_moved_from_its_default():
     """At beta = 1 the two are the same."""
 
@@ -138,6 +163,36 @@ def test_a_parameter_keeps_to_what_it_requires():
     epilogue.linear(X, WEIGHT, activation="bounded")
 
 
+def test_a_parameter_without_a_default_is_given_one_that_holds():
+    @epilogue.activation(requires=(lambda p: p > 1.0, "p > 1"))
+    def steep(x, p):
+        return tanh(p * x)
+
+    wrong_derivative(steep)
+    with pytest.raises(ValueError, match="derivative by x, against central differences"):
+        epilogue.linear(X, WEIGHT, activation="steep", p=2.0)
+
+
+def test_what_cannot_be_checked_is_refused():
+    @epilogue.activation(requires=(lambda p: p > 99.0, "p > 99"))
+    def steepest(x, p):
+        return tanh(p * x)
+
+    with pytest.raises(ValueError, match="steepest cannot be checked: give its parameters defaults for which p > 99"):
+        epilogue.linear(X, WEIGHT, activation="steepest", p=100.0)
+
+
+@pytest.mark.parametrize("eps", [1e-5, 1e-8, 1e-12])
+def test_a_small_parameter_keeps_its_sign(eps):
+    """A step of 1e-3 or 1e-6 would take the root, or the logarithm, of a negative number."""
+
+    @epilogue.activation
+    def rooted(x, eps=eps):
+        return sqrt(maximum(x, 0.0) + eps) + log(maximum(x, eps))
+
+    assert epilogue.check(rooted)
+
+
 def test_torchs_gradient_must_be_the_derivative():
     """Of the branch that `where` does not take, autograd multiplies an infinite slope by 0; a kernel does not compute it."""
 
@@ -147,6 +202,25 @@ def test_torchs_gradient_must_be_the_derivative():
 
     with pytest.raises(ValueError, match="derivative by x, against torch's of the oracle: 0, expected nan"):
         epilogue.linear(X, WEIGHT, activation="root")
+
+
+def test_an_oracle_may_work_in_place():
+    @epilogue.activation(oracle=lambda F, x: F.relu_(x))
+    def cut(x):
+        return maximum(x, 0.0)
+
+    epilogue.linear(X, WEIGHT, activation="cut")
+
+
+def test_what_passes_is_shown_beside_what_it_passes_for():
+    """The step that crosses the jump at 0 gives another number; the report shows that of the short one."""
+
+    @epilogue.activation
+    def jumps(x):
+        return where(x > 0.0, x, 1.0) + tanh(x)
+
+    (claim, *_) = epilogue.check(jumps).claims
+    assert claim.got == pytest.approx(claim.expected, abs=1e-6)
 
 
 def test_a_kink_that_nobody_declared_is_none():

@@ -118,3 +118,10 @@ def test_bound_formula_sees_that_vocabulary_alone():
     )  # fmt: skip
     with pytest.raises(NameError):
         bind(silu, {})(3.0)
+
+
+@pytest.mark.parametrize("name", sorted({*PRIMITIVES} - {"where", "maximum", "minimum"}))
+def test_a_whole_number_is_a_number(name):
+    """`x * erf(1)` in a formula, where NumPy alone would give the whole number 0."""
+    for whole in (2, np.array([1, 2])):
+        np.testing.assert_array_equal(NUMPY[name](whole), NUMPY[name](np.multiply(whole, 1.0)))

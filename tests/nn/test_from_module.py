@@ -44,6 +44,11 @@ class Scaled(NanoGPT):
         return 0.5 * self.c_proj(self.gelu(self.c_fc(x)))
 
 
+class Clamped(NanoGPT):
+    def forward(self, x):
+        return self.c_proj(self.gelu(self.c_fc(x.clamp(-1000.0, 1000.0))))
+
+
 class LayerScale(NanoGPT):
     """At first it computes what a plain block does."""
 
@@ -199,6 +204,12 @@ def mixed():
     return module
 
 
+def with_dropout_in_evaluation():
+    module = NanoGPT(dropout=0.1)
+    module.dropout.eval()
+    return module
+
+
 MORE = "does more, its results differ by"
 NONE = r"its forward is not down\(dropout\(act\(up\(x\)\)\)\)"
 REFUSED = [
@@ -208,8 +219,10 @@ REFUSED = [
         "drops more than hidden units: give a dropout behind its last layer p=0",
     ),
     (FusedMLP, lambda: sequential(nn.Dropout(0.1)), "drops more than hidden units"),
+    (FusedMLP, with_dropout_in_evaluation, r"its dropout is in another mode than itself: call train\(\) or eval\(\)"),
     (FusedMLP, Residual, MORE),
     (FusedMLP, Scaled, MORE),
+    (FusedMLP, Clamped, MORE),
     (FusedMLP, Twice, NONE),
     (FusedMLP, lambda: sequential(nn.LayerNorm(3)), "it does more, with 3.weight"),
     (FusedMLP, LayerScale, "it does more, with gamma"),
@@ -233,3 +246,11 @@ REFUSED = [
 def test_what_is_refused(cls, make, reason):
     with pytest.raises(TypeError, match=rf"{cls.__name__}\.from_module: .*({reason})"):
         cls.from_module(make())
+
+
+def test_in_inference_mode():
+    module = NanoGPT()
+    with torch.inference_mode():
+        made = FusedMLP.from_module(module)
+    x = torch.randn(2, 6)
+    torch.testing.assert_close(made(x), module(x))

@@ -249,6 +249,17 @@ def test_fuse_under_a_mode(mode, make):
     check(module, stock)
 
 
+def test_a_class_that_is_first_seen_in_inference_mode():
+    """What a trial finds is kept for the class, so the one in this mode must not find that nothing works."""
+
+    class Fresh(MLP):
+        def forward(self, x):
+            return self.fc2(self.act(self.fc1(x)))
+
+    with torch.inference_mode():
+        assert len(fuse(Fresh()).fused) == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 def test_fuse_with_another_default_dtype(dtype):
     module, stock = pair(MLP)
