@@ -1,8 +1,10 @@
 """The command line: `epilogue demo`, `epilogue doctor`, `epilogue memory`, … Each command is a module of commands/."""
 
 import argparse
+import difflib
 import importlib
 import io
+import os
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ COMMANDS = {
 
 
 COMPLETION = """
-tab completion, once "epilogue[bench]" or "epilogue[demo]" is installed:
+tab completion, once the extra "bench" or "demo" is installed:
   eval "$(epilogue --print-completion bash)"    in ~/.bashrc; for zsh in ~/.zshrc, with zsh in place of bash
 """
 
@@ -31,13 +33,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a line appears when it is printed, in a file or a pipe too
     argv = sys.argv[1:] if argv is None else list(argv)
-    args = _parser().parse_args(argv or ["--help"], argparse.Namespace(argv=argv))
+    try:
+        return _run(argv)
+    except BrokenPipeError:  # `epilogue doctor | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(argv: list[str]) -> int:
+    parser = _parser()
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        parser.error(_unknown(argv[0]))
+    args = parser.parse_args(argv or ["--help"], argparse.Namespace(argv=argv))
     try:
         backends.chosen()
     except ValueError as error:
         if args.run is not COMMANDS["doctor"].run:  # which says what is wrong itself, and all the rest
             raise SystemExit(f"epilogue: {error}; `epilogue doctor` says what runs here") from error
     return args.run(args)
+
+
+def _unknown(command: str) -> str:
+    if command in epilogue.__all__:
+        return f"{command} is a function of Python: import epilogue; help(epilogue.{command})"
+    close = difflib.get_close_matches(command.replace("_", "-"), COMMANDS, n=1)
+    return f"there is no command {command!r}; " + (
+        f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
+    )
 
 
 class _PrintCompletion(argparse.Action):

@@ -67,8 +67,7 @@ _choice = _Choice()
 _environment = os.environ.get("EPILOGUE_BACKEND") or None
 
 
-@contextlib.contextmanager
-def backend(name: BackendName) -> Iterator[None]:
+def backend(name: BackendName) -> contextlib.AbstractContextManager[None]:
     """Choose what runs CUDA tensors within a `with`, in this thread or asyncio task.
 
     Tensors that the chosen kernels do not serve (float64, tensor subclasses, CPU tensors) run plain torch operations. A call's backward
@@ -91,8 +90,13 @@ def backend(name: BackendName) -> Iterator[None]:
     >>> with epilogue.backend("eager"):
     ...     y = epilogue.linear(x, weight)
     """
-    global _in_trace
     _raise_if_missing(_named(name, "epilogue.backend: the name"), "epilogue.backend")
+    return _choosing(name)
+
+
+@contextlib.contextmanager
+def _choosing(name: str) -> Iterator[None]:
+    global _in_trace
     torch = sys.modules.get("torch")
     if torch is not None and torch.compiler.is_dynamo_compiling():
         before, _in_trace = _in_trace, name

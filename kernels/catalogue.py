@@ -4,7 +4,7 @@ import difflib
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, overload
 
@@ -46,11 +46,6 @@ class _Derivatives(dict[str, Formula]):
         if wrt not in self._derived:
             self._derived[wrt] = self._derive(wrt)
         return self._derived[wrt]
-
-    def derive(self, names: Iterable[str]) -> None:
-        """Derive by each of these now, while what the formula looks up is what it was when its value was traced."""
-        for name in names:
-            self[name]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -246,6 +241,8 @@ def _register(
         raise ValueError(
             f"{name}: the formula of an activation takes {arity} operands before its parameters, and uses them"
         )
+    if oracle is not None:
+        _check_oracle(name, oracle, [p.name for p in signature])
     entry = Activation(
         name=name,
         value=function_of(trace, formula.__name__, formula.__module__, formula.__doc__),
@@ -277,8 +274,6 @@ def _register(
     for spelling in spellings:
         if key_of(spelling) in BY_KEY.keys() - stale:
             raise ValueError(f"an activation called {spelling!r} exists already; choose another name")
-    if not entry.builtin:
-        entry.derivatives.derive((*entry.operands, *entry.params))
     for key in stale:
         del BY_KEY[key]
     for variant in [variant for variant, of in VARIANTS.items() if stale and of == name]:
@@ -286,6 +281,21 @@ def _register(
     ACTIVATIONS[name] = entry
     BY_KEY.update({key_of(spelling): target for spelling, target in spellings.items()})
     return entry
+
+
+def _check_oracle(name: str, oracle: Callable[..., Any], takes: list[str]) -> None:
+    """ValueError where the oracle cannot be called as oracle(F, x, *params). A function of torch's own takes its tensor first."""
+    try:
+        inspect.signature(oracle).bind(None, *takes)
+        fits = not str(getattr(oracle, "__module__", "")).startswith("torch")
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        arguments = ", ".join(takes)
+        raise ValueError(
+            f"{name}: the oracle must take (F, {arguments}), F being torch.nn.functional, as `lambda F, {arguments}: F.silu(…)` does; "
+            f"got {oracle!r}"
+        )
 
 
 def _replaced(entry: Activation | None, formula: Formula) -> set[str]:
@@ -384,13 +394,13 @@ def exact_in_half(value: float) -> bool:
 
 
 def derivative_of(
-    entry: Activation, wrt: str | None = None, *, output: bool | Callable[..., bool] = False, sign: bool = False,
+    entry: Activation | str, wrt: str | None = None, *, output: bool | Callable[..., bool] = False, sign: bool = False,
     torchs: bool = False,
 ) -> Callable[[Formula], Formula]:  # fmt: skip
     """Decorator that registers a function as a derivative of `entry`, in place of the one that follows from its formula.
 
     Args:
-        entry: the activation.
+        entry: the activation, or its name.
         wrt: the operand or parameter (default: the first operand). A parameter with a derivative is learnable.
         output: True if the formula is written in y, not x, or a predicate of the parameters that says when y determines the derivative,
             also after rounding to 16 bits. Backward then keeps y alone.
@@ -404,11 +414,13 @@ def derivative_of(
         ValueError: for what is no formula, for other arguments than the activation's (or y and its parameters), for an unknown `wrt`.
     """
 
+    act = resolve_name(entry) if isinstance(entry, str) else entry
+
     def register(formula: Formula) -> Formula:
         if output:
-            entry.add_output_derivative(formula, output if callable(output) else lambda *values: True, sign, torchs)
+            act.add_output_derivative(formula, output if callable(output) else lambda *values: True, sign, torchs)
         else:
-            entry.add_derivative(wrt or entry.operands[0], formula)
+            act.add_derivative(wrt or act.operands[0], formula)
         return formula
 
     return register

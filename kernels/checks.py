@@ -107,7 +107,8 @@ def _check_arrays(op: str, x, weight_name: str, weight, bias_name: str, bias) ->
             continue
         _check_class(f"{op}: {name}", array)
         if _kind(array) != kind:
-            raise TypeError(f"{op}: {name} must be a {kind} as x is, got {type(array).__name__}")
+            hint = "; an activation goes by keyword, activation=…" if isinstance(array, str) else ""
+            raise TypeError(f"{op}: {name} must be a {kind} as x is, got {type(array).__name__}{hint}")
         if array.dtype != x.dtype and not (is_torch(x) and _is_float(array) and _autocast(x)):
             raise TypeError(
                 f"{op}: {name} must have the dtype of x, {x.dtype}; got {array.dtype}. Convert one of them, or use autocast"

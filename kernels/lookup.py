@@ -226,7 +226,8 @@ def bind_params(
 def _unknown_keyword(entry: Activation, name: str, op: Callable[..., Any] | None) -> str:
     arguments = inspect.signature(op).parameters.values() if op else ()
     names = [argument.name for argument in arguments if argument.kind is not argument.VAR_KEYWORD]
-    close = difflib.get_close_matches(name, [*names, *entry.params], n=1)
+    known = [*names, *entry.params]
+    close = [one for one in known if one.startswith(name)] or difflib.get_close_matches(name, known, n=1)
     if close:
         return f"{op.__name__ if op else entry.name}: unknown keyword {name!r}; did you mean {close[0]}?"
     return f"{entry.name} has no parameter {name!r}; its parameters: {', '.join(entry.params) or 'none'}"
@@ -242,7 +243,10 @@ def _param_value(entry: Activation, name: str, value: Any) -> Any:
             return value
         if not isinstance(value, np.ndarray) or value.ndim:
             learnable = ", ".join(f"{e.name}({', '.join(e.learnable)})" for e in ACTIVATIONS.values() if e.learnable)
-            raise TypeError(f"{entry.name}'s {name} must be a number, got an array; learnable are {learnable}")
+            remedy = (
+                "" if entry.builtin else f", or give its derivative: @epilogue.derivative_of({entry.name!r}, {name!r})"
+            )
+            raise TypeError(f"{entry.name}'s {name} must be a number, got an array; learnable are {learnable}{remedy}")
     not_a_number = TypeError(f"{entry.name}'s {name} must be a number, got {value!r}")
     if isinstance(value, (str, bytes, bool)):
         raise not_a_number
@@ -259,7 +263,7 @@ def check(activation: "ActivationLike", **params: float) -> Report:
     """Check that an activation is one function everywhere, in float64.
 
     Its derivatives, given or derived, are compared with central differences of its formula; where torch is imported, the formula with the
-    oracle, and the derivatives with torch's own of the oracle (autograd).
+    oracle, and the derivatives with autograd's of the oracle.
 
     Args:
         activation: anything that `epilogue.resolve` takes.

@@ -99,6 +99,15 @@ class Traced:
         )
 
     __int__ = __index__ = __float__
+
+    def __and__(self, other: Any = None) -> "Traced":
+        raise TypeError("conditions are combined by one `where` within another: where(a, where(b, x, y), y) for a & b")
+
+    __rand__ = __or__ = __ror__ = __invert__ = __and__
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"a formula calls functions, not methods: {name}(x), not x.{name}()")
+
     __hash__ = None  # type: ignore[assignment]
 
 
@@ -129,8 +138,15 @@ class Value(Traced):
 
 def _number(operand: Any) -> "Value | float":
     if not isinstance(operand, Value):
-        if isinstance(operand, bool) or math.isnan(operand):
-            raise TypeError(f"a formula's constants are numbers, got {operand!r}")
+        if isinstance(operand, np.ndarray) and operand.ndim == 0:  # as NumPy hands a number on
+            operand = operand.item()
+        if (
+            isinstance(operand, bool)
+            or not isinstance(operand, (int, float, np.integer, np.floating))
+            or math.isnan(operand)
+        ):
+            learns = "; what learns is a parameter of the formula" if hasattr(operand, "shape") else ""
+            raise TypeError(f"a formula's results and constants are numbers, got {operand!r}{learns}")
         return float(operand)
     return operand.then("where", operand, 1.0, 0.0) if operand.operation in COMPARISONS else operand
 

@@ -29,12 +29,13 @@ class Claim(NamedTuple):
 
     what: str
     error: float
-    at: tuple[float, ...]
+    at: dict[str, float]
+    """The operands and parameters there."""
     got: float
     expected: float
 
     def __str__(self) -> str:
-        point = ", ".join(f"{x:.6g}" for x in self.at)
+        point = ", ".join(f"{name} = {x:.6g}" for name, x in self.at.items())
         return f"{self.what}: {self.got:.9g}, expected {self.expected:.9g} at {point}"
 
 
@@ -52,7 +53,7 @@ class Report(NamedTuple):
         return not self.failed
 
     def __str__(self) -> str:
-        lines = [f"{self.activation}: {'one function everywhere' if self else 'not one function'}"]
+        lines = [f"{self.activation}: {'consistent' if self else 'inconsistent'}"]
         lines += [f"  {'ok   ' if claim.error <= TOLERANCE else 'WRONG'} {claim}" for claim in self.claims]
         return "\n".join(lines)
 
@@ -78,7 +79,7 @@ def check_first(name: str) -> None:
     if not report:
         wrong = "; ".join(map(str, report.failed))
         raise ValueError(
-            f"the activation {name!r} is not one function everywhere. {wrong}. Mend its formula, derivative or oracle; "
+            f"the activation {name!r} is inconsistent. {wrong}. Mend its formula, derivative or oracle; "
             f"print(epilogue.check({name!r})) shows every comparison."
         )
     _checked[act] = state
@@ -134,7 +135,7 @@ def _claims(act: Activation, values: tuple[float, ...]) -> Iterator[Claim]:
         away = np.minimum.reduce(distances)
         error = np.where(np.isfinite(got) | np.isfinite(wanted[0]), np.nan_to_num(away, nan=np.inf, posinf=np.inf), 0.0)
         i = int(np.argmax(error))
-        at = tuple(float(argument[i]) for argument in arguments)
+        at = {name: float(argument[i]) for name, argument in zip((*act.operands, *act.params), arguments, strict=True)}
         nearest = wanted[int(np.argmin([distance[i] for distance in distances]))]
         return Claim(what, float(error[i]), at, float(got[i]), float(nearest[i]))
 
@@ -152,7 +153,7 @@ def _claims(act: Activation, values: tuple[float, ...]) -> Iterator[Claim]:
         if act.own_oracle:
             yield claim("formula, against the oracle", y, value)
         for name, derivative, gradient in zip(names, derivatives, gradients, strict=True):
-            yield claim(f"derivative by {name}, against torch's of the oracle", derivative, gradient)
+            yield claim(f"derivative by {name}, against torch's autograd", derivative, gradient)
 
 
 def _slope(value: Callable, arguments: list, place: int, step: float) -> np.ndarray:

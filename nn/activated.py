@@ -27,8 +27,15 @@ class Activated(nn.Module):
 
         def __call__(self, input: Tensor) -> Tensor: ...
 
-    def __init__(self, activation: ActivationLike, params: Mapping[str, float | Tensor], bias: bool) -> None:
+    def __init__(
+        self, activation: ActivationLike, params: Mapping[str, float | Tensor], bias: bool, *sizes: object
+    ) -> None:
         super().__init__()
+        for size in sizes:
+            if not hasattr(size, "__index__"):  # which traced sizes have, too
+                raise TypeError(
+                    f"{type(self).__name__}: features must be whole numbers, got {size!r}; an activation goes by keyword, activation=…"
+                )
         if not isinstance(bias, bool):
             raise TypeError(
                 f"{type(self).__name__}: bias must be True or False, got {bias!r}; an activation goes by keyword, activation=…"

@@ -50,7 +50,7 @@ class FusedLinear(Activated):
         dtype: torch.dtype | None = None,
         **params: float | Tensor,
     ) -> None:
-        super().__init__(activation, params, bias)
+        super().__init__(activation, params, bias, in_features, out_features)
         self.in_features, self.out_features = in_features, out_features
         _add_linear(self, in_features, out_features, bias, device, dtype)
         self._settle(activation, device, dtype)
@@ -110,7 +110,7 @@ class FusedGLU(Activated):
         dtype: torch.dtype | None = None,
         **params: float | Tensor,
     ) -> None:
-        super().__init__(activation, params, bias)
+        super().__init__(activation, params, bias, in_features, out_features)
         self.in_features, self.out_features = in_features, out_features
         _add_linear(self, in_features, 2 * out_features, bias, device, dtype)
         self._settle(activation, device, dtype)

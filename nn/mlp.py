@@ -67,8 +67,8 @@ class FusedMLP(Activated):
         recompute: bool = False,
         **params: float | Tensor,
     ) -> None:
-        super().__init__(activation, params, bias)
         out_features = in_features if out_features is None else out_features
+        super().__init__(activation, params, bias, in_features, hidden_features, out_features)
         check_probability("dropout", dropout)
         check_flag("recompute", recompute)
         self.dropout, self.recompute = float(dropout), recompute
@@ -154,8 +154,8 @@ class FusedGatedMLP(Activated):
         recompute: bool = False,
         **params: float | Tensor,
     ) -> None:
-        super().__init__(activation, params, bias)
         out_features = in_features if out_features is None else out_features
+        super().__init__(activation, params, bias, in_features, hidden_features, out_features)
         check_probability("dropout", dropout)
         check_flag("recompute", recompute)
         self.dropout, self.recompute = float(dropout), recompute

@@ -30,7 +30,9 @@ def minutes(text: str) -> float:
 def need(command: str, extra: str, distributions: dict[str, str]) -> None:
     missing = [name for module, name in distributions.items() if importlib.util.find_spec(module) is None]
     if missing:
-        raise SystemExit(f'epilogue {command}: {", ".join(missing)} not installed; pip install "epilogue[{extra}]"')
+        raise SystemExit(
+            f'epilogue {command}: {", ".join(missing)} not installed; pip install ".[{extra}]" in a copy of the repository'
+        )
 
 
 def need_triton(what: str) -> None:

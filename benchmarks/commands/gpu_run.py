@@ -6,7 +6,7 @@ of the repository; needs no network."""
 import argparse
 from pathlib import Path
 
-from epilogue.benchmarks.commands import minutes
+from epilogue.benchmarks.commands import minutes, need
 
 HELP = "all that needs a GPU, in one command"
 EXAMPLES = """\
@@ -32,6 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    need("gpu-run", "test", {"pytest": "pytest"})
     from epilogue.benchmarks.gpu_run import runner
 
     return runner.main(args.steps, args.minutes, args.out, args.force)

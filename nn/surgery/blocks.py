@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ..activated import Activated
 from ..plain import unhooked, without_global_hooks
 from .candidates import examined, site_row
 from .recognition import Known, activation_of
@@ -52,6 +53,8 @@ def block_of(module: nn.Module, gated: bool, make: Callable[[Block], nn.Module])
 def _read(module: nn.Module, gated: bool) -> Block:
     if remade_from(type(module)):
         raise Unfit("`fuse` has changed it; `unfuse` it first")
+    if isinstance(module, Activated):
+        raise Unfit("it is fused already")
     rows, plan = examined("", module, verify=True)
     if plan is None:
         raise Unfit("".join(row.reason for row in rows[:1]) or _NONE)
@@ -83,7 +86,7 @@ def _read(module: nn.Module, gated: bool) -> Block:
     }
     others = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if id(tensor) not in taken]
     if others:
-        raise Unfit(f"it does more, with {others[0]}")
+        raise Unfit(f"it does more, with {others[0]}; leave it to `fuse`")
     return Block(layers, known, slots.get("dropout", 0.0))
 
 

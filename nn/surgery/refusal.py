@@ -18,7 +18,7 @@ def reason_against(module: nn.Module, plan: Plan) -> str:
     for kind, texts in (item for method in plan.methods for item in method.notes.items()):
         notes[kind] += texts
     if notes["used"]:
-        return f"`{notes['used'][0]}` needs what is used elsewhere, too"
+        return f"the layer's output in `{notes['used'][0]}` is used elsewhere too"
     if not _looks_like_an_mlp(module):
         return ""
     if isinstance(module, nn.Sequential):
@@ -34,7 +34,7 @@ def reason_against(module: nn.Module, plan: Plan) -> str:
             if test is not None:
                 return f"it does more, as `{text(test)}` holds"
     if notes["unknown"]:
-        one = "one slope for all in a PReLU; one of your own is one block, see epilogue.activation"
+        one = "register your own with @epilogue.activation; a PReLU has one slope for all"
         return f"`{notes['unknown'][0]}` is no activation of the catalogue ({one})"
     activated = notes["activated"] or held_activations(module)
     if notes["between"] and activated:

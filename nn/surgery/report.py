@@ -26,10 +26,12 @@ class Report:
 
     def __str__(self) -> str:
         header = ("module", "count", "pattern", "activation", "reason" if self.refused else "")
+        before = f", {self.before} fused before" if self.before else ""
+        if not (self.fused or self.refused):
+            return f"nothing to fuse found{before}"
         lines = [header, *_grouped(self.fused), *_grouped(self.refused)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-        before = f", {self.before} fused before" if self.before else ""
         would = self.fused and not self.undo  # a dry run changes nothing that could be undone
         fused = f"would fuse {len(self.fused)}" if would else f"{len(self.fused)} fused"
         return "\n".join([f"{fused}, {len(self.refused)} refused{before}", *table])

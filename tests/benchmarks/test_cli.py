@@ -75,17 +75,17 @@ def test_steps_must_be_a_positive_number(steps, capsys):
 
 def test_a_missing_extra_is_named(lacks):
     lacks("sklearn", "tqdm", "transformers")
-    with pytest.raises(SystemExit, match=r'scikit-learn, tqdm not installed; pip install "epilogue\[demo\]"'):
+    with pytest.raises(SystemExit, match=r'scikit-learn, tqdm not installed; pip install ".\[demo\]"'):
         cli.main(["demo"])
-    with pytest.raises(SystemExit, match=r'transformers, tqdm not installed; pip install "epilogue\[demo\]"'):
+    with pytest.raises(SystemExit, match=r'transformers, tqdm not installed; pip install ".\[demo\]"'):
         cli.main(["demo", "--model", "bert"])
-    with pytest.raises(SystemExit, match=r'epilogue memory: tqdm not installed; pip install "epilogue\[bench\]"'):
+    with pytest.raises(SystemExit, match=r'epilogue memory: tqdm not installed; pip install ".\[bench\]"'):
         cli.main(["memory"])
-    with pytest.raises(SystemExit, match=r'epilogue audit: tqdm not installed; pip install "epilogue\[bench\]"'):
+    with pytest.raises(SystemExit, match=r'epilogue audit: tqdm not installed; pip install ".\[bench\]"'):
         cli.main(["audit"])
-    with pytest.raises(SystemExit, match=r'epilogue bench: tqdm not installed; pip install "epilogue\[bench\]"'):
+    with pytest.raises(SystemExit, match=r'epilogue bench: tqdm not installed; pip install ".\[bench\]"'):
         cli.main(["bench"])
-    with pytest.raises(SystemExit, match=r'epilogue bandwidth: tqdm not installed; pip install "epilogue\[bench\]"'):
+    with pytest.raises(SystemExit, match=r'epilogue bandwidth: tqdm not installed; pip install ".\[bench\]"'):
         cli.main(["bandwidth"])
 
 
@@ -233,7 +233,7 @@ def test_bash_completes(words, completed, tmp_path, capsys):
 
 def test_completion_without_shtab(lacks):
     lacks("shtab")
-    with pytest.raises(SystemExit, match=r'--print-completion: shtab not installed; pip install "epilogue\[bench\]"'):
+    with pytest.raises(SystemExit, match=r'--print-completion: shtab not installed; pip install ".\[bench\]"'):
         cli.main(["--print-completion", "bash"])
 
 
@@ -246,3 +246,30 @@ cli.COMMANDS["doctor"].run = lambda args: print("one") or os._exit(0)  # without
 cli.main(["doctor"])
 """
     assert run("-c", code, cwd=tmp_path).stdout == "one\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("dcotor", "there is no command 'dcotor'; did you mean doctor?"),
+        ("fuse_report", "did you mean fuse-report?"),
+        ("explain", "explain is a function of Python: import epilogue; help(epilogue.explain)"),
+        ("qqq", f"there are {', '.join(cli.COMMANDS)}"),
+    ],
+)
+def test_an_unknown_command(command, says, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([command])
+    assert says in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    """As in `epilogue doctor | head -1`."""
+    code = "import sys; from epilogue.benchmarks import cli; cli._run = lambda argv: print('x' * 10**6); cli.main([])"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0

@@ -183,3 +183,9 @@ def test_what_no_kernel_serves_does_not_import_cupy(monkeypatch):
     monkeypatch.setattr(triton, "refusal", operands.tensor_refusal)
     monkeypatch.setattr(backends, "kernels", {"triton": backends.kernels("triton")}.__getitem__)
     assert backends.serving(double, double) == ("eager", "torch.float64 runs plain torch operations")
+
+
+def test_a_wrong_name_is_told_when_it_is_given():
+    """Not only where a `with` begins, which may have been forgotten."""
+    with pytest.raises(ValueError, match="must be one of triton, cupy, eager; got 'cuppy'"):
+        epilogue.backend("cuppy")

@@ -47,12 +47,21 @@ ONE, SLOPES = 1.0, (0.5, 0.25)
         ("return x ** x", 12, "a power must be a whole number"),
         ("return 2.0 ** x", 12, "unsupported operand"),
         ("return x % 2.0", 12, "unsupported operand"),
-        ("return x.exp()", 12, "no attribute 'exp'"),
+        ("return x.exp()", 12, r"functions, not methods: exp\(x\), not x.exp\(\)"),
+        ("return where((x > 0.0) & (x < 1.0), x, 0.0)", 18, "one `where` within another"),
+        ("return where(~(x > 0.0), x, 0.0)", 18, "one `where` within another"),
+        (
+            "return x * torch.ones(3, requires_grad=True)",
+            12,
+            r"got tensor\(.*what learns is a parameter of the formula",
+        ),
+        ("return x + np.ones(3)", 12, r"got array\(.*what learns is a parameter of the formula"),
+        ("return x * '2'", 12, "constants are numbers, got '2'"),
         ("return exq(x)", 12, "'exq' is not defined"),
         ("return x * float('nan')", 12, "constants are numbers, got nan"),
         ("return x * True", 12, "constants are numbers, got True"),
         ("return x, x", None, "number"),
-        ("y = 2.0 * x", None, "number"),
+        ("y = 2.0 * x", None, "results and constants are numbers, got None"),
     ],
 )
 def test_what_is_no_formula_is_refused_at_once(body, column, says, tmp_path):

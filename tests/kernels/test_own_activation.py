@@ -175,6 +175,7 @@ def test_a_compiler_sees_a_formula_without_an_oracle():
     def bump(x, width=0.3):
         return where(x > width, x, maximum(x, -1.0) * softplus(x) + 0.1)
 
+    torch._dynamo.reset()  # what other tests compiled of the same code counts, too
     layer = epilogue.nn.FusedLinear(4, 6, activation="bump")
     x = torch.randn(5, 4, requires_grad=True)
     expected = layer(x)
@@ -266,6 +267,54 @@ def test_the_default_device_is_not_that_of_a_formulas_numbers():
     expected = layer(x)
     with torch.device("meta"):
         torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize(
+    "oracle",
+    [
+        torch.nn.functional.silu,
+        torch.tanh,
+        lambda x, scale: x,
+        lambda F, x: x,
+        lambda F, x, scale, shift: x,
+        lambda F, x, *, scale: x,
+        "tanh",
+    ],
+)
+def test_an_oracle_of_other_arguments_is_refused_at_once(oracle):
+    with pytest.raises(
+        ValueError, match=r"own: the oracle must take \(F, x, scale\), .* as `lambda F, x, scale: F.silu"
+    ):
+
+        @epilogue.activation(oracle=oracle)
+        def own(x, scale=2.0):
+            return tanh(scale * x)
+
+    assert "own" not in epilogue.ACTIVATIONS
+
+
+def test_a_derivative_may_name_its_activation():
+    """And makes a parameter of one with an oracle learn."""
+
+    @epilogue.activation(oracle=lambda F, x, scale: torch.tanh(scale * x))
+    def own(x, scale=2.0):
+        return tanh(scale * x)
+
+    slope = torch.ones(4, requires_grad=True)
+    x, weight = torch.randn(3, 5), torch.randn(4, 5)
+    with pytest.raises(TypeError, match=r"or give its derivative: @epilogue.derivative_of\('own', 'scale'\)"):
+        epilogue.linear(x, weight, activation="own", scale=slope)
+
+    @epilogue.derivative_of("own", "scale")
+    def by_scale(x, scale):
+        t = tanh(scale * x)
+        return x * (1.0 - t * t)
+
+    (gradient,) = torch.autograd.grad(epilogue.linear(x, weight, activation="own", scale=slope).sum(), slope)
+    z = x @ weight.T
+    torch.testing.assert_close(gradient, (z / z.cosh() ** 2).sum(0))
+    with pytest.raises(ValueError, match="unknown activation 'owm'"):
+        epilogue.derivative_of("owm")
 
 
 def test_a_pickle_says_what_to_import(own_activations):

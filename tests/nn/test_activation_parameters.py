@@ -211,6 +211,13 @@ def test_fake_tensors(fused):
             TypeError,
             "FusedLinear: bias must be True or False, got 'relu'.*activation=",
         ),
+        (
+            lambda: FusedMLP(5, 6, "relu"),
+            TypeError,
+            "FusedMLP: features must be whole numbers, got 'relu'.*activation=",
+        ),
+        (lambda: FusedGatedMLP(5, "silu"), TypeError, "FusedGatedMLP: features must be whole numbers, got 'silu'"),
+        (lambda: FusedGLU(5.0, 6), TypeError, "FusedGLU: features must be whole numbers, got 5.0"),
         (lambda: FusedMLP(5, 6, activation=nn.LeakyReLU(0.3), negative_slope=0.1), TypeError, "is given twice"),
         (lambda: FusedMLP(5, 6, dropout=1.5), ValueError, "dropout must be a probability between 0 and 1, got 1.5"),
         (lambda: FusedMLP(5, 6, recompute="no"), ValueError, "recompute must be True or False, got 'no'"),

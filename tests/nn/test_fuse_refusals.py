@@ -145,7 +145,9 @@ def test_what_stands_around_stays(cls, pattern):
 def test_a_result_that_is_used_twice():
     report = fuse(UsedTwice())
     assert not report.fused
-    assert [row.reason for row in report.refused] == ["`self.activation(z)` needs what is used elsewhere, too"]
+    assert [row.reason for row in report.refused] == [
+        "the layer's output in `self.activation(z)` is used elsewhere too"
+    ]
 
 
 def test_an_activation_of_ones_own_is_seen_once_the_catalogue_has_it():
@@ -175,7 +177,7 @@ def test_a_forward_of_the_instances_own():
 def test_fused_before():
     module = nn.ModuleList([Plain(), Gated()])
     fuse(module)
-    assert str(fuse(module)).startswith("0 fused, 0 refused, 2 fused before")
+    assert str(fuse(module)).startswith("nothing to fuse found, 2 fused before")
 
 
 def test_include_nothing():
