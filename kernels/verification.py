@@ -77,9 +77,15 @@ def check_first(name: str) -> None:
         report = pool.submit(report_of, act, settings).result()
     if not report:
         wrong = "; ".join(map(str, report.failed))
+        hint = ""
+        if any(np.isnan([claim.got, claim.expected]).any() for claim in report.failed):
+            hint = (
+                " nan comes from a part that has no derivative there, also where the formula drops that part: "
+                "in where(x > 0, sqrt(x), 0) write sqrt(where(x > 0, x, 1))."
+            )
         raise ValueError(
             f"the activation {name!r} is not one function everywhere. {wrong}. Mend its formula, derivative or oracle; "
-            f"print(epilogue.check({name!r})) shows every comparison."
+            f"print(epilogue.check({name!r})) shows every comparison.{hint}"
         )
     _checked[act] = state
 

@@ -204,6 +204,23 @@ def test_torchs_gradient_must_be_the_derivative():
         epilogue.linear(X, WEIGHT, activation="root")
 
 
+def test_nan_from_a_dropped_part_is_explained():
+    """Autograd multiplies its infinite derivative by 0."""
+
+    @epilogue.activation
+    def root(x):
+        return where(x > 0.0, sqrt(x), 0.0)
+
+    with pytest.raises(ValueError, match=r"nan comes from .*write sqrt\(where\(x > 0, x, 1\)\)"):
+        epilogue.linear(X, WEIGHT, activation="root")
+
+    @epilogue.activation
+    def safe_root(x):
+        return where(x > 0.0, sqrt(where(x > 0.0, x, 1.0)), 0.0)
+
+    epilogue.linear(X, WEIGHT, activation="safe_root")
+
+
 def test_an_oracle_may_work_in_place():
     @epilogue.activation(oracle=lambda F, x: F.relu_(x))
     def cut(x):
