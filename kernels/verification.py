@@ -152,7 +152,8 @@ def _claims(act: Activation, values: tuple[float, ...]) -> Iterator[Claim]:
         yield claim(f"derivative by {name}, against central differences", derivative, *slopes)
     from_output = act.output_derivative(values)
     if from_output:
-        yield claim("derivative written in y, against the one by x", from_output(y, *arguments[1:]), derivatives[0])
+        kept = np.where(y > 0.0, 1.0, 0.0) if act.sign_suffices(values) else y
+        yield claim("derivative written in y, against the one by x", from_output(kept, *arguments[1:]), derivatives[0])
     if "torch" in sys.modules:
         value, gradients = _on_torch(act, arguments, places)
         if act.own_oracle:

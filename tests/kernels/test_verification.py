@@ -204,6 +204,19 @@ def test_torchs_gradient_must_be_the_derivative():
         epilogue.linear(X, WEIGHT, activation="root")
 
 
+@pytest.mark.parametrize("sign", [False, True])
+def test_a_derivative_from_the_sign_of_y_is_given_that_alone(sign):
+    @epilogue.activation
+    def square(x):
+        return where(x > 0.0, x * x, 0.0)
+
+    @epilogue.derivative_of(square, output=True, sign=sign)
+    def square_grad(y):
+        return 2.0 * sqrt(y)
+
+    assert bool(epilogue.check(square)) == (not sign)
+
+
 def test_nan_from_a_dropped_part_is_explained():
     """Autograd multiplies its infinite derivative by 0."""
 
