@@ -11,7 +11,6 @@ from torch import Tensor
 absolute, cos, erf, exp, expm1 = torch.abs, torch.cos, torch.erf, torch.exp, torch.expm1
 log, log1p, reciprocal, rsqrt = torch.log, torch.log1p, torch.reciprocal, torch.rsqrt
 sigmoid, sin, sqrt, tanh = torch.sigmoid, torch.sin, torch.sqrt, torch.tanh
-normal_cdf = torch.special.ndtr
 
 
 def number(x: Any, like: Any) -> Tensor:
@@ -19,6 +18,11 @@ def number(x: Any, like: Any) -> Tensor:
     device is: torch takes one number from there beside tensors of any device.
     """
     return x if isinstance(x, Tensor) else torch.as_tensor(x, dtype=like.dtype, device="cpu")
+
+
+def normal_cdf(x: Tensor) -> Tensor:
+    """Φ(x). torch.special.ndtr is (1 + erf) / 2, which cancels for x < 0."""
+    return 0.5 * torch.special.erfc(x * -0.7071067811865476)
 
 
 def maximum(a: Any, b: Any) -> Tensor:

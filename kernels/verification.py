@@ -78,9 +78,15 @@ def check_first(name: str) -> None:
         report = pool.submit(report_of, act, settings).result()
     if not report:
         wrong = "; ".join(map(str, report.failed))
+        hint = ""
+        if any(np.isnan([claim.got, claim.expected]).any() for claim in report.failed):
+            hint = (
+                " nan comes from a part that has no derivative there, also where the formula drops that part: "
+                "in where(x > 0, sqrt(x), 0) write sqrt(where(x > 0, x, 1))."
+            )
         raise ValueError(
             f"the activation {name!r} is inconsistent. {wrong}. Mend its formula, derivative or oracle; "
-            f"print(epilogue.check({name!r})) shows every comparison."
+            f"print(epilogue.check({name!r})) shows every comparison.{hint}"
         )
     _checked[act] = state
 
@@ -128,7 +134,7 @@ def _claims(act: Activation, values: tuple[float, ...]) -> Iterator[Claim]:
     names = [*act.operands, *act.learnable]
     places = [[*act.operands, *act.params].index(name) for name in names]
 
-    def claim(what: str, got: Any, *expected: Any) -> Claim:
+    def claim(what: str, got: Any, *expected: Any, arguments: list[Any] = arguments) -> Claim:
         """got against the nearest of what is expected, each an array. Where that is not finite, nor need got be."""
         got, *wanted = (np.broadcast_to(found, POINTS.shape) for found in (got, *expected))
         distances = [np.where(np.isfinite(e), np.abs(got - e) / (1.0 + np.abs(e)), np.inf) for e in wanted]
@@ -147,11 +153,15 @@ def _claims(act: Activation, values: tuple[float, ...]) -> Iterator[Claim]:
         yield claim(f"derivative by {name}, against central differences", derivative, *slopes)
     from_output = act.output_derivative(values)
     if from_output:
-        yield claim("derivative written in y, against the one by x", from_output(y, *arguments[1:]), derivatives[0])
+        kept = np.where(y > 0.0, 1.0, 0.0) if act.sign_suffices(values) else y
+        yield claim("derivative written in y, against the one by x", from_output(kept, *arguments[1:]), derivatives[0])
     if "torch" in sys.modules:
         value, gradients = _on_torch(act, arguments, places)
         if act.own_oracle:
             yield claim("formula, against the oracle", y, value)
+            zero = [*[np.zeros_like(POINTS)] * act.arity, *arguments[act.arity :]]
+            at_zero = _on_torch(act, zero, places)[0]
+            yield claim("formula at 0, against the oracle", act.value(*zero), at_zero, arguments=zero)
         for name, derivative, gradient in zip(names, derivatives, gradients, strict=True):
             yield claim(f"derivative by {name}, against torch's autograd", derivative, gradient)
 

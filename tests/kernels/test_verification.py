@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import epilogue
 from checks import cases
 from epilogue import nn, verification
-from epilogue.vocabulary import exp, log, maximum, sigmoid, sqrt, tanh, where
+from epilogue.vocabulary import exp, log, maximum, sigmoid, sin, sqrt, tanh, where
 
 pytestmark = pytest.mark.usefixtures("own_activations")
 
@@ -88,7 +88,7 @@ def test_it_is_checked_once():
     of_check = len(calls) - 1
     epilogue.linear(X, WEIGHT, activation=counted)
     epilogue.glu(X, WEIGHT, activation=counted)
-    assert (of_check, len(calls)) == (1, 4)
+    assert (of_check, len(calls)) == (2, 5)
 
 
 def wrong_derivative(entry, *wrt, **how):
@@ -209,6 +209,36 @@ def test_torchs_gradient_must_be_the_derivative():
         epilogue.linear(X, WEIGHT, activation="root")
 
 
+@pytest.mark.parametrize("sign", [False, True])
+def test_a_derivative_from_the_sign_of_y_is_given_that_alone(sign):
+    @epilogue.activation
+    def square(x):
+        return where(x > 0.0, x * x, 0.0)
+
+    @epilogue.derivative_of(square, output=True, sign=sign)
+    def square_grad(y):
+        return 2.0 * sqrt(y)
+
+    assert bool(epilogue.check(square)) == (not sign)
+
+
+def test_nan_from_a_dropped_part_is_explained():
+    """Autograd multiplies its infinite derivative by 0."""
+
+    @epilogue.activation
+    def root(x):
+        return where(x > 0.0, sqrt(x), 0.0)
+
+    with pytest.raises(ValueError, match=r"nan comes from .*write sqrt\(where\(x > 0, x, 1\)\)"):
+        epilogue.linear(X, WEIGHT, activation="root")
+
+    @epilogue.activation
+    def safe_root(x):
+        return where(x > 0.0, sqrt(where(x > 0.0, x, 1.0)), 0.0)
+
+    epilogue.linear(X, WEIGHT, activation="safe_root")
+
+
 def test_an_oracle_may_work_in_place():
     @epilogue.activation(oracle=lambda F, x: F.relu_(x))
     def cut(x):
@@ -226,6 +256,17 @@ def test_what_passes_is_shown_beside_what_it_passes_for():
 
     (claim, *_) = epilogue.check(jumps).claims
     assert claim.got == pytest.approx(claim.expected, abs=1e-6)
+
+
+def test_at_0_the_formula_is_the_oracle():
+    """Where no random point is, and padding is."""
+
+    @epilogue.activation(oracle=lambda F, x: torch.sinc(x / torch.pi))
+    def sinc(x):
+        return sin(x) / x
+
+    with pytest.raises(ValueError, match="formula at 0, against the oracle: nan, expected 1 at x = 0"):
+        epilogue.linear(X, WEIGHT, activation="sinc")
 
 
 def test_a_kink_that_nobody_declared_is_none():
@@ -263,6 +304,7 @@ def test_the_report():
     assert [claim.what for claim in report.claims] == [
         "derivative by x, against central differences",
         "formula, against the oracle",
+        "formula at 0, against the oracle",
         "derivative by x, against torch's autograd",
     ]
     assert str(report).startswith("gelu_tanh: consistent\n  ok    derivative by x, against central")

@@ -52,6 +52,12 @@ def test_torchs_primitives_are_numpys(name):
     np.testing.assert_allclose(getattr(torch_vocabulary, name)(x).numpy(), NUMPY[name](x.numpy()), rtol=1e-14)
 
 
+@pytest.mark.parametrize("name", ["erf", "expm1", "normal_cdf", "sigmoid", "softplus", "tanh"])
+def test_torchs_tails_keep_their_relative_accuracy(name):
+    x = torch.linspace(-35.0, -1.0, 100, dtype=torch.float64)
+    np.testing.assert_allclose(getattr(torch_vocabulary, name)(x).numpy(), NUMPY[name](x.numpy()), rtol=1e-12)
+
+
 def test_torchs_choices_keep_a_numbers_digits():
     x = torch.linspace(-1.0, 1.0, 4, dtype=torch.float64)
     for name in ("maximum", "minimum"):
