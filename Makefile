@@ -58,8 +58,9 @@ $(BIN)/python:
 $(VENV)/installed-%-$(FILES): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	rm -rf build $(VENV)/installed-*
+# setuptools warns at length that its tree of links must stay where it is.
 # The demo imports a small part of what it installs, so Python compiles that part when it is imported: half a minute less.
-	$(BIN)/python -m pip install --quiet $(if $(filter demo,$*),--no-compile) -c constraints.txt -e ".[$*]" --config-settings editable_mode=strict
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet $(if $(filter demo,$*),--no-compile) -c constraints.txt -e ".[$*]" --config-settings editable_mode=strict
 # timm wants torchvision, and that another torch
 	$(if $(filter test,$*),$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps timm)
 	touch $@

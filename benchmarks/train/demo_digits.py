@@ -110,7 +110,8 @@ def run(device: torch.device, interpret: bool, steps: int | None) -> Training:
     steps = steps or scale.steps
     data = digits(device)
     print(
-        f"{len(data.labels)} digits to learn, {HELD_OUT} held out; {steps} steps of {scale.batch} on {device}, float32"
+        f"{len(data.labels)} digits to learn, {HELD_OUT} held out; {steps} steps of {scale.batch} on {device}, float32; "
+        "the labels are smoothed, so the loss ends near 0.5"
     )
     stock, fused = trained(data, scale, steps)
     title = "Handwritten digits: the same model, weights and batches"

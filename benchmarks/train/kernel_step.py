@@ -171,6 +171,6 @@ def summary(step: KernelStep) -> str:
         ("peak of memory in the step", *(f"{side.peak / 1024:,.0f} KiB" for side in step[2:]), f"{peak:.2f}"),
         ("error of the gradients, relative", *(f"{side.error:.1e}" for side in step[2:]), f"{error:.2f}"),
     ]
-    less = f"keeps {1 - kept:.0%} less for backward" if kept < 1 else "keeps as much for backward"
+    less = f"keeps {1 - kept:.0%} less for backward in the whole model" if kept < 1 else "keeps as much for backward"
     verdict = f"epilogue {less}, and its gradients are {error:.2f} times as far from float64 as torch's own."
     return f"{table(rows)}\n{verdict}"

@@ -34,7 +34,7 @@ def _training(panel: Axes, training: Training, ran: str) -> None:
         accuracy = "" if run.accuracy is None else f", {run.accuracy:.1%} of held-out digits"
         panel.plot(run.losses, linewidth=width, color=color, label=f"{run.name}{accuracy}{note}")
     largest = max(gaps(training.stock, training.fused))
-    panel.set_title(f"Training: {training.title}\nlargest distance of the two losses: {largest:.0e}", fontsize=10)
+    panel.set_title(f"Training: {training.title}\nlargest distance of the two losses: {largest:.1g}", fontsize=10)
     panel.set(xlabel="step", ylabel="training loss")
     panel.legend(fontsize=8)
 
