@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import epilogue
 from as_stock import X, assert_same, check, outcome, pair
+from epilogue.vocabulary import sin
 from forwards import MLP
 
 
@@ -173,3 +175,47 @@ def test_a_number_in_a_formula(monkeypatch):
     module, stock = pair(SpelledWithANumber)
     monkeypatch.setattr(NUMBERS, "beta", 0.3)
     check(module, stock)
+
+
+@pytest.mark.usefixtures("own_activations")
+def test_a_registered_activation_that_is_called(counted):
+    """By itself or with a number. A parameter that learns stays in the model's own code, as does a pair."""
+
+    @epilogue.activation
+    def snake(x, alpha=1.0):
+        return x + sin(alpha * x) ** 2 / alpha
+
+    class Plain(MLP):
+        def forward(self, x):
+            return self.fc2(snake(self.fc1(x)))
+
+    class ByName(MLP):
+        def forward(self, x):
+            return self.fc2(snake(self.fc1(x), alpha=0.5))
+
+    class ByPlace(MLP):
+        def forward(self, x):
+            return self.fc2(snake(self.fc1(x), 0.5))
+
+    class Learns(MLP):
+        def __init__(self):
+            super().__init__()
+            self.alpha = nn.Parameter(torch.full((1,), 0.5))
+
+        def forward(self, x):
+            return self.fc2(snake(self.fc1(x), alpha=self.alpha))
+
+    class Gated(MLP):
+        def forward(self, x):
+            return self.fc2(snake.gated(self.fc1(x), self.fc1(x)))
+
+    for cls in (Plain, ByName, ByPlace):
+        module, stock = pair(cls)
+        counted.clear()  # what `fuse` tried
+        check(module, stock)
+        assert counted == ["mlp"]
+    for cls in (Learns, Gated):
+        module, stock = pair(cls)
+        counted.clear()  # what `fuse` tried
+        check(module, stock)
+        assert counted == []

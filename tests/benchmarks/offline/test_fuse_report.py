@@ -161,5 +161,5 @@ def test_an_installed_module_comes_before_one_that_lies_here(here, monkeypatch):
 
 def test_transformers_is_named_where_it_lacks(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match=r'fuse-report: transformers not installed; pip install "epilogue\[demo\]"'):
+    with pytest.raises(SystemExit, match=r'fuse-report: transformers not installed; pip install "\.\[demo\]"'):
         cli.main(["fuse-report", "config.json"])
