@@ -18,7 +18,7 @@ from epilogue.benchmarks.train import training
 Cells = list[tuple[str, ...]]
 
 UNKNOWN = "not measured yet"
-NOTHING = "No result of a GPU is here yet."
+NOTHING = "No result of `epilogue bench` on a GPU is here yet."
 HEADLINES = 10
 """Number of lost cases that the README names; SPEED has all of them."""
 SPEED = "speed.md"

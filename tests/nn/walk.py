@@ -226,8 +226,8 @@ def readme(found: dict[str, Any]) -> str:
     return (
         f"transformers {found['transformers']} has {found['types']} model types. {found['made']} of them could be built without memory for "
         "their weights (on the meta device, with two layers where the config allows it), and `fuse` finds something in "
-        f"{found['fused somewhere']}. It fuses {found['coverage']:.1%} of the modules that compute one of its expressions. The modules "
-        "refused below compute something else; only those with none of the expressions in their source count as missed. "
+        f"{found['fused somewhere']}. It fuses {found['coverage']:.1%} of the modules that compute one of its expressions; the rest are "
+        "those below with none of the expressions in their source. The other refused modules compute something else. "
         f"{checked} (`pytest -m slow tests/nn/test_walk.py`).\n\n{markdown(rows)}"
     )
 

@@ -232,8 +232,8 @@ def test_an_empty_folder(tmp_path, capsys):
     document = tmp_path / "README.md"
     document.write_text("<!-- speed -->\n<!-- /speed -->\n")
     assert report.main(tmp_path, document, plots=True) == 0
-    assert "No result of a GPU is here yet." in capsys.readouterr().out
-    expected = f"No result of a GPU is here yet.\n\n{markdown(report.targets(None))}"
+    assert "No result of `epilogue bench` on a GPU is here yet." in capsys.readouterr().out
+    expected = f"No result of `epilogue bench` on a GPU is here yet.\n\n{markdown(report.targets(None))}"
     assert document.read_text() == f"<!-- speed -->\n{expected}\n<!-- /speed -->\n"
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
