@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .catalogue import ACTIVATIONS, BY_KEY, VARIANTS, Activation, key_of, resolve_name
-from .verification import Report, check_first, numbers_of, report_of
+from .verification import Report, check_first, check_values, numbers_of, report_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -196,8 +196,17 @@ def resolve_call(op: Callable[..., Any], spec: Any, params: Mapping[str, Any], g
             f"{op.__name__}: {twice[0]!r} is given twice, by activation={spec!r} and as a keyword; give it once"
         )
     if params or fixed or act.params:
-        return bind_params(act.base, {**fixed, **params}, op)
+        act, values = bind_params(act.base, {**fixed, **params}, op)
+        if not act.builtin and not _in_dynamo() and all(isinstance(value, float) for value in values):
+            check_values(act.name, values)
+        return act, values
     return act, ()
+
+
+def _in_dynamo() -> bool:
+    """True in a trace of torch.compile, whose numbers may be symbols."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_dynamo_compiling()
 
 
 def bind_params(

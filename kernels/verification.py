@@ -69,29 +69,53 @@ def check_first(name: str) -> None:
     state = "torch" in sys.modules, *act.derivatives.values(), *act.from_output
     if _checked.get(act) == state:
         return
-    from concurrent.futures import ThreadPoolExecutor  # not for an import of the package, which it would slow
-
     settings = _defaults(act)
     if act.requires and not settings:
         raise ValueError(f"{name} cannot be checked: give its parameters defaults for which {act.requires[1]} holds")
-    with ThreadPoolExecutor(1) as pool:  # torch's modes, which may be on in this thread, are not in another
-        report = pool.submit(report_of, act, settings).result()
-    if not report:
-        wrong = "; ".join(map(str, report.failed))
-        hint = ""
-        if any(np.isnan([claim.got, claim.expected]).any() for claim in report.failed):
-            hint = (
-                " nan comes from a part that has no derivative there, also where the formula drops that part: "
-                "in where(x > 0, sqrt(x), 0) write sqrt(where(x > 0, x, 1))."
-            )
-        raise ValueError(
-            f"the activation {name!r} is inconsistent. {wrong}. Mend its formula, derivative or oracle; "
-            f"print(epilogue.check({name!r})) shows every comparison.{hint}"
-        )
+    _raise_unless(act, settings)
     _checked[act] = state
+    _checked_values[act] = {*settings}
+
+
+def check_values(name: str, values: tuple) -> None:
+    """Check a user's activation for the numbers of a call, after check_first: against the oracle and torch's autograd, since at unusual
+    values a difference quotient may be no measure. Only the first few of each activation, so that a schedule costs nothing.
+    """
+    act = ACTIVATIONS[name]
+    known = _checked_values[act]
+    if values in known or len(known) >= VALUES or "torch" not in sys.modules:
+        return
+    _raise_unless(act, [values], differences=False)
+    known.add(values)
+
+
+VALUES = 16
+"""Combinations of an activation's parameters that are checked."""
+
+
+def _raise_unless(act: Activation, settings: list[tuple[float, ...]], differences: bool = True) -> None:
+    """ValueError where the report is false."""
+    from concurrent.futures import ThreadPoolExecutor  # not for an import of the package, which it would slow
+
+    with ThreadPoolExecutor(1) as pool:  # torch's modes, which may be on in this thread, are not in another
+        report = pool.submit(report_of, act, settings, differences).result()
+    if report:
+        return
+    wrong = "; ".join(map(str, report.failed))
+    hint = ""
+    if any(np.isnan([claim.got, claim.expected]).any() for claim in report.failed):
+        hint = (
+            " nan comes from a part that has no derivative there, also where the formula drops that part: "
+            "in where(x > 0, sqrt(x), 0) write sqrt(where(x > 0, x, 1))."
+        )
+    raise ValueError(
+        f"the activation {act.name!r} is inconsistent. {wrong}. Mend its formula, derivative or oracle; "
+        f"print(epilogue.check({act.name!r})) shows every comparison.{hint}"
+    )
 
 
 _checked: dict[Activation, tuple] = {}
+_checked_values: dict[Activation, set[tuple[float, ...]]] = {}
 # As torch.compiler.assume_constant_result would set it, which imports the compiler: Dynamo calls the function as it traces.
 check_first._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
@@ -116,19 +140,19 @@ def _defaults(act: Activation) -> list[tuple[float, ...]]:
     return [values for values in dict.fromkeys((defaults, beside)) if holds(*values)]
 
 
-def report_of(act: Activation, settings: list[tuple[float, ...]]) -> Report:
-    """The worst of each comparison over these values of the parameters."""
+def report_of(act: Activation, settings: list[tuple[float, ...]], differences: bool = True) -> Report:
+    """The worst of each comparison over these values of the parameters, with or without difference quotients."""
     with np.errstate(all="ignore"):
         worst: dict[str, Claim] = {}
         for values in settings:
-            for claim in _claims(act, values):
+            for claim in _claims(act, values, differences):
                 before = worst.setdefault(claim.what, claim)
                 if not claim.error <= before.error:
                     worst[claim.what] = claim
     return Report(act.name, tuple(worst.values()))
 
 
-def _claims(act: Activation, values: tuple[float, ...]) -> Iterator[Claim]:
+def _claims(act: Activation, values: tuple[float, ...], differences: bool) -> Iterator[Claim]:
     operands = (POINTS, POINTS[::-1] * 0.6)[: act.arity]
     arguments = [*operands, *(np.full_like(POINTS, value) for value in values)]
     names = [*act.operands, *act.learnable]
@@ -147,7 +171,7 @@ def _claims(act: Activation, values: tuple[float, ...]) -> Iterator[Claim]:
 
     y = act.value(*arguments)
     derivatives = [act.derivatives[name](*arguments) for name in names]
-    for name, place, derivative in zip(names, places, derivatives, strict=True):
+    for name, place, derivative in zip(names, places, derivatives, strict=True) if differences else ():
         small = [] if name in act.operands else [step * abs(arguments[place][0]) for step in STEPS]
         slopes = [_slope(act.value, arguments, place, step) for step in (*STEPS, *small)]
         yield claim(f"derivative by {name}, against central differences", derivative, *slopes)

@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import epilogue
 from checks import cases
 from epilogue import nn, verification
+from epilogue.verification import report_of
 from epilogue.vocabulary import exp, log, maximum, sigmoid, sin, sqrt, tanh, where
 
 pytestmark = pytest.mark.usefixtures("own_activations")
@@ -156,6 +157,45 @@ def test_a_parameter_is_moved_from_its_default():
         epilogue.linear(X, WEIGHT, activation="forgot")
     assert epilogue.check(forgot)
     assert not epilogue.check(forgot, beta=2.0)
+
+
+def test_the_values_of_a_call_are_checked():
+    """Up to a slope of 1 this derivative is right."""
+
+    @epilogue.activation
+    def peak(x, slope=0.2):
+        return maximum(x, slope * x)
+
+    @epilogue.derivative_of(peak)
+    def by_x(x, slope):
+        return where(x > 0.0, 1.0, slope)
+
+    epilogue.linear(X, WEIGHT, activation="peak", slope=0.5)
+    for use in (
+        lambda: epilogue.linear(X, WEIGHT, activation="peak", slope=2.0),
+        lambda: nn.FusedGLU(3, 4, activation="peak", slope=2.0),
+        lambda: epilogue.linear(X.numpy(), WEIGHT.numpy(), activation="peak", slope=2.0),
+    ):
+        with pytest.raises(
+            ValueError, match=r"'peak' is inconsistent\. derivative by x, against torch's autograd.*slope = 2"
+        ):
+            use()
+
+
+def test_values_are_checked_without_quotients_and_a_few_times_alone(monkeypatch):
+    """A schedule costs nothing, and a steep function, for which no step is small enough, is not refused."""
+    reports = []
+    monkeypatch.setattr(verification, "report_of", lambda *args: reports.append(args) or report_of(*args))
+
+    @epilogue.activation
+    def wave(x, pitch=1.0):
+        return sin(pitch * x)
+
+    for step in range(40):
+        epilogue.linear(X, WEIGHT, activation="wave", pitch=1e6 + step)
+    assert len(reports) == 1 + verification.VALUES - 2  # the default and the value beside it come first
+    layer = nn.FusedLinear(3, 4, activation="wave", pitch=3.0)
+    compiled(lambda: layer(X))
 
 
 def test_a_parameter_keeps_to_what_it_requires():
