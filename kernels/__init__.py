@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from . import activations as activations  # fills the catalogue
 from .backends import backend
-from .catalogue import ACTIVATIONS, Activation, activation, derivative_of, pair
+from .catalogue import ACTIVATIONS, Activation
 from .explanation import explain
 from .functional import (
     gated_mlp,
@@ -22,6 +22,7 @@ from .functional import (
     mlp_backward,
 )
 from .lookup import check, resolve
+from .registration import activation, derivative_of, pair
 
 __version__ = "0.1.0"
 

@@ -31,7 +31,8 @@ In float16 the backward kernels take an infinite z as 65504. Compiled by Inducto
 
 import math
 
-from .catalogue import activation, derivative_of, exact_in_half, pair
+from .catalogue import exact_in_half
+from .registration import activation, derivative_of, pair
 from .vocabulary import (
     absolute,
     exp,
