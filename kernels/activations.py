@@ -1,7 +1,8 @@
 """The catalogue: one block per activation, with its formula, its derivative and its record.
 
 A formula is straight-line arithmetic over the vocabulary: float literals, `+ - * /`, comparisons inside `where`, calls of primitives.
-The same code runs in NumPy, Triton and CUDA C. Derivatives have names of their own (`silu_grad`). At a kink they take torch's side.
+What one trace of it records runs in NumPy, Triton and CUDA C. Derivatives have names of their own (`silu_grad`). At a kink they take
+torch's side.
 
 Where torch gives NaN for an infinite input (`silu(-inf)` is `-inf · 0`), these formulas do too. The table lists every exception at
 infinities and NaN, and those at ±1e20, where an intermediate leaves float32. "ours" are the reference and the kernels; a layer of CPU

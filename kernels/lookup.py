@@ -183,8 +183,6 @@ def resolve_call(op: Callable[..., Any], spec: Any, params: Mapping[str, Any], g
         if type(act) is Activation and act.arity == 1 and not act.params and act.builtin:
             return act, ()
     act, fixed = resolve(spec)
-    if not act.builtin:
-        check_first(act.base.name)
     if act.arity == 2 and not gated:
         raise ValueError(
             f"{op.__name__}: {act.name!r} takes two operands; use epilogue.glu or epilogue.gated_mlp (FusedGLU, FusedGatedMLP), "
@@ -195,12 +193,14 @@ def resolve_call(op: Callable[..., Any], spec: Any, params: Mapping[str, Any], g
         raise TypeError(
             f"{op.__name__}: {twice[0]!r} is given twice, by activation={spec!r} and as a keyword; give it once"
         )
+    values: tuple = ()
     if params or fixed or act.params:
         act, values = bind_params(act.base, {**fixed, **params}, op)
-        if not act.builtin and not _in_dynamo() and all(isinstance(value, float) for value in values):
-            check_values(act.name, values)
-        return act, values
-    return act, ()
+    if not act.builtin:
+        check_first(act.base.name)
+        if not _in_dynamo() and all(isinstance(value, float) for value in values):
+            check_values(act.base.name, values)
+    return act, values
 
 
 def _in_dynamo() -> bool:

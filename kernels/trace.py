@@ -30,8 +30,6 @@ _SIGNS = {
 class Traced:
     """The arithmetic of values that record it. `then(operation, *operands)`, which subclasses have, is a further value."""
 
-    __array_priority__ = 1.0
-
     def then(self, operation: str, *operands: Any) -> "Traced":
         raise NotImplementedError
 
@@ -151,16 +149,12 @@ def _number(operand: Any) -> "Value | float":
     return operand.then("where", operand, 1.0, 0.0) if operand.operation in COMPARISONS else operand
 
 
-def _primitive(name: str) -> Callable[..., Any]:
-    def call(*operands: Any) -> Any:
-        first = next((operand for operand in operands if isinstance(operand, Value)), None)
-        return NUMPY[name](*operands) if first is None else first.then(name, *operands)
-
-    return call
+def _approximation(name: str) -> Callable[[Value], Any]:
+    return lambda x: x.then(name, x)
 
 
-TRACING: dict[str, Any] = {name: _primitive(name) for name in (*PRIMITIVES, *APPROXIMATIONS)}
-"""The primitives by name, as functions that record their calls."""
+TRACING: dict[str, Any] = {**NUMPY, **{name: _approximation(name) for name in APPROXIMATIONS}}
+"""The primitives and approximations by name, as functions that record their calls."""
 
 
 def vocabulary(dtype: str) -> dict[str, Any]:

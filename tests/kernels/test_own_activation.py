@@ -49,6 +49,10 @@ def test_resolves(sharp_tanh, spec):
 
 
 def test_keywords_choose_the_variant(sharp_tanh):
+    """Also in a call, whose activation is another one before its keywords are read."""
+    x, weight = torch.randn(3, 4), torch.randn(2, 4)
+    y = epilogue.linear(x, weight, activation="tanh", sharp=1, scale=0.5)
+    torch.testing.assert_close(y, torch.tanh(0.5 * (x @ weight.T)))
     assert lookup.bind_params(epilogue.ACTIVATIONS["tanh"], {"sharp": 1}) == (sharp_tanh, (2.0,))
 
 
