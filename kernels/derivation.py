@@ -62,7 +62,7 @@ class Dual(Traced):
             return Dual(y)
         if operation == "where":
             a, b = map(derivative_of, operands[1:])
-            return Dual(y, a if a is b else y.then("where", primals[0], a, b))
+            return Dual(y, a if isinstance(a, float) and _is(b, a) else y.then("where", primals[0], a, b))
         return Dual(y, chain(PARTIALS[operation](y, *primals), operands))
 
 

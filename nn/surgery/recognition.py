@@ -42,9 +42,7 @@ def recognised(held: Any, run: bool = True) -> Known | None:
         return _looked_up(cls.forward, held)
     if isinstance(held, types.MethodType):
         return _looked_up(held.__func__, held.__self__) if isinstance(held.__self__, nn.Module) else None
-    if isinstance(held, Activation):
-        return _resolved(held) if held.arity == 1 else None
-    if isinstance(held, (functools.partial, types.BuiltinFunctionType, types.FunctionType)):
+    if isinstance(held, (functools.partial, types.BuiltinFunctionType, types.FunctionType, Activation)):
         known = _resolved(held)
         if known is None and isinstance(held, types.FunctionType) and (run or calls_only_torch(held)):
             return _looked_up(held, None)

@@ -81,10 +81,14 @@ def sigmoid_of(x):
     return sigmoid(x)
 
 
-def test_products_with_0_and_1_are_left_out():
+def test_products_with_0_and_1_and_choices_between_equals_are_left_out():
     def formula(x, a):
         return a * x + a + 1.0
 
+    def step(x):
+        return where(x > 0.0, 1.0, -1.0)
+
+    assert printed(derived(step, ["x"], "x"), PYTHON) == (["x0"], [], "0.0")
     assert printed(derived(formula, ["x", "a"], "x"), PYTHON) == (["x0", "x1"], [], "x1")
     assert printed(derived(formula, ["x", "a"], "a"), PYTHON) == (["x0", "x1"], ["t0 = x0 + 1.0"], "t0")
 
